@@ -1,0 +1,121 @@
+// Package call describes one RPC: what is known when it arrives (Call) and what is known when it is over (Result).
+//
+// Selection, health, retries, limits and metrics see these two and never an *http.Request, so that they work alike on
+// every way a call takes through the proxy, including ways that never build a request.
+package call
+
+import (
+	"crypto/tls"
+	"net/netip"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+)
+
+// Metadata looks up a call's request metadata.
+type Metadata interface {
+	// Values returns all values of the key (lower case, as in gRPC), in order; nil when there is none. The caller
+	// must not change the slice.
+	Values(key string) []string
+}
+
+// Call is one RPC from one client.
+type Call struct {
+	// Service and Method are the parts of the path "/{Service}/{Method}". Service may contain dots and, rarely,
+	// slashes; Method contains none.
+	Service, Method string
+	// Path is the :path of the call.
+	Path string
+	// Authority is what the client named as :authority (or Host).
+	Authority string
+	// Metadata is the request's metadata.
+	Metadata Metadata
+	// Peer is the address of the connection's other end; ClientIP the client's, behind trusted proxies.
+	Peer     netip.AddrPort
+	ClientIP netip.Addr
+	// TLS is the state of the client's connection, nil without TLS.
+	TLS *tls.ConnectionState
+	// Start is when the head arrived. Deadline is the effective one (client's and route's); zero means none.
+	Start    time.Time
+	Deadline time.Time
+
+	// Result is filled while the call runs and is final once the call is over.
+	Result Result
+}
+
+// EndedBy says who ended a call.
+type EndedBy uint8
+
+const (
+	// EndedByUpstream: the upstream answered to the end, whatever the status.
+	EndedByUpstream EndedBy = iota
+	// EndedByClient: the client cancelled or went away.
+	EndedByClient
+	// EndedByProxy: the proxy made the status (no upstream, connection failed, drained, limits).
+	EndedByProxy
+	// EndedByDeadline: the deadline ran out at the proxy.
+	EndedByDeadline
+)
+
+// String returns client, upstream, proxy or deadline.
+func (e EndedBy) String() string {
+	switch e {
+	case EndedByUpstream:
+		return "upstream"
+	case EndedByClient:
+		return "client"
+	case EndedByProxy:
+		return "proxy"
+	case EndedByDeadline:
+		return "deadline"
+	}
+	return "unknown"
+}
+
+// Source says where the status code came from.
+type Source uint8
+
+const (
+	// SourceWire: grpc-status as the upstream sent it.
+	SourceWire Source = iota
+	// SourceHTTP: mapped from the upstream's HTTP status, since it sent no grpc-status.
+	SourceHTTP
+	// SourceProxy: made by the proxy.
+	SourceProxy
+)
+
+// String returns wire, http or proxy.
+func (s Source) String() string {
+	switch s {
+	case SourceWire:
+		return "wire"
+	case SourceHTTP:
+		return "http"
+	case SourceProxy:
+		return "proxy"
+	}
+	return "unknown"
+}
+
+// Result is how a call went. It is computed once, at the call's very end.
+type Result struct {
+	// Code is the status the client was given (or would have been, had it not gone away).
+	Code grpcwire.Code
+	// Message is the status message, decoded.
+	Message string
+	// EndedBy and Source say who ended the call and where its status came from.
+	EndedBy EndedBy
+	Source  Source
+	// Reason names a failure the proxy made (UPSTREAM_CONNECT_FAILED, …); empty otherwise.
+	Reason string
+	// Attempts counts the endpoints tried, 0 when none was.
+	Attempts int
+	// Upstream is the address of the endpoint of the last attempt.
+	Upstream string
+	// Bytes and messages of gRPC framing, without HTTP/2's own. Sent is towards the upstream, Received from it.
+	SentBytes, ReceivedBytes       int64
+	SentMessages, ReceivedMessages int64
+	// Latency is from the arrival of the head to the end; FirstByte to the upstream's response head, 0 without one.
+	Latency   time.Duration
+	FirstByte time.Duration
+}
