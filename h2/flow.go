@@ -1,0 +1,132 @@
+package h2
+
+import "time"
+
+// Input flow control. A window is what its owner is granted when nothing is held: credit that receivers have
+// consumed is collected and given back when half a window is due, so that small calls cost no WINDOW_UPDATE at all.
+//
+// Windows grow with use: when half a window was consumed within about two round trips, the window, not the receiver, is what
+// limits the sender, and it is doubled up to its maximum. A receiver that is slow takes longer than that, so its
+// window, and what it can make us hold, stays small. An idle stream costs nothing, since nothing is timed but grants.
+
+// growthFloor stands in for round trips too short, or not measured yet, to be told from scheduling noise.
+const growthFloor = int64(2 * time.Millisecond)
+
+// firstWindowLocked is what the peer may send on a new stream. Before it has acknowledged our SETTINGS it may still
+// go by the protocol's initial window.
+func (c *Conn) firstWindowLocked() int64 {
+	if c.settingsAcked {
+		return int64(c.cfg.InitialWindow)
+	}
+	return max(int64(c.cfg.InitialWindow), protocolWindow)
+}
+
+// Consumed gives credit back to the peer: n bytes of DATA have left towards their reader. It may be called from
+// anywhere. On a stream that was reset it does nothing: what was held there has been given back already.
+func (s *Stream) Consumed(n int) {
+	if n <= 0 {
+		return
+	}
+	c := s.c
+	c.mu.Lock()
+	k := min(int64(n), s.held)
+	s.held -= k
+	c.held -= k
+	due := c.creditLocked(s, k)
+	if due && !c.inBatch && !c.flushing && c.out != nil && c.writeErr == nil {
+		// Half a window is due and nobody is about to flush: the sender may be waiting for it.
+		c.flushing = true
+		go c.writeLoop()
+	}
+	c.unlock()
+}
+
+// creditLocked counts n consumed bytes of a stream, and appends WINDOW_UPDATE frames where they are due.
+func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
+	c.owed += n
+	due = c.grantConnLocked()
+	s.owed += n
+	if s.recvEnd || s.closed || s.owed < (s.window+1)/2 {
+		return due
+	}
+	grown := c.growLocked(s.window, int64(c.cfg.MaxWindow), &s.grantAt)
+	grant := s.owed + grown - s.window
+	c.appendWindowUpdate(s.id, uint32(grant))
+	s.recvWin += grant
+	s.window, s.owed = grown, 0
+	return true
+}
+
+// grantConnLocked gives the connection's credit back when it is due.
+func (c *Conn) grantConnLocked() bool {
+	if c.owed < (c.window+1)/2 || c.over != nil {
+		return false
+	}
+	grown := c.growLocked(c.window, int64(c.cfg.MaxConnWindow), &c.grantAt)
+	grant := c.owed + grown - c.window
+	c.appendWindowUpdate(0, uint32(grant))
+	c.recvWin += grant
+	c.window, c.owed = grown, 0
+	return true
+}
+
+// growLocked returns what a window is from now on, given that half of it was consumed since *at.
+func (c *Conn) growLocked(window, most int64, at *int64) int64 {
+	now := c.nano()
+	took := now - *at
+	*at = now
+	if took > 2*c.rtt+growthFloor || window >= most {
+		return window
+	}
+	return min(2*window, most)
+}
+
+// sentWindowLocked adds to a stream's send window, and tells its writer if that was what it waited for. It may
+// release mu meanwhile.
+func (c *Conn) openedLocked(s *Stream) {
+	if !s.waiting || s.closed || s.sendWin <= 0 {
+		return
+	}
+	if c.roomLocked() {
+		s.callWaiterLocked()
+	} else {
+		s.queueLocked()
+	}
+}
+
+// onWindowUpdate: RFC 9113 section 6.9.
+func (c *Conn) onWindowUpdate(f frameHeader, p []byte) *Error {
+	if len(p) != 4 {
+		return violation(FrameSizeError, "WINDOW_UPDATE of a size other than 4")
+	}
+	n := int64(be32(p) & maxStreamID)
+	c.mu.Lock()
+	defer c.unlock()
+	c.stats.WindowUpdatesIn++
+	if !c.lim.take(&c.lim.windowUpdates, c.lastRead.Load()) {
+		return violation(EnhanceYourCalm, "WINDOW_UPDATE flood")
+	}
+	if f.id == 0 {
+		switch {
+		case n == 0:
+			return violation(ProtocolError, "WINDOW_UPDATE of 0 for the connection")
+		case c.sendWin+n > maxWindowLimit:
+			return violation(FlowControlError, "window of the connection above 2^31-1")
+		}
+		c.sendWin += n
+		c.serveWaitersLocked()
+		return nil
+	}
+	s := c.streams[f.id]
+	switch {
+	case s == nil:
+		return c.strayLocked(f.id, "WINDOW_UPDATE")
+	case n == 0:
+		return c.streamErrorLocked(s, ProtocolError, "WINDOW_UPDATE of 0")
+	case s.sendWin+n > maxWindowLimit:
+		return c.streamErrorLocked(s, FlowControlError, "window of the stream above 2^31-1")
+	}
+	s.sendWin += n
+	c.openedLocked(s)
+	return nil
+}

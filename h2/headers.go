@@ -1,0 +1,265 @@
+package h2
+
+import "golang.org/x/net/http2"
+
+// field takes one decoded field. Above the limit the rest is decoded for the table's sake only.
+func (in *input) field(f Field) {
+	in.list += len(f.Name) + len(f.Value) + 32
+	if in.list > in.maxList {
+		in.tooLarge = true
+		in.dec.SetEmitEnabled(false)
+		return
+	}
+	in.fields = append(in.fields, f)
+}
+
+// maxBlock is how many bytes of a compressed header block are taken. The list's limit counts decoded bytes, which are
+// more; room is left so that a list somewhat too large is answered instead of costing the connection.
+func (in *input) maxBlock() int { return 2*in.maxList + 16<<10 }
+
+// Bounds of CONTINUATION frames within a block, beside the bytes (CVE-2024-27316 and its relatives).
+const (
+	maxContinuations      = 256
+	maxEmptyContinuations = 4
+)
+
+func (c *Conn) onHeaders(f frameHeader, p []byte) *Error {
+	if f.id == 0 {
+		return violation(ProtocolError, "HEADERS on stream 0")
+	}
+	p, bad := payload(f, p)
+	if bad != nil {
+		return bad
+	}
+	if f.flags.Has(http2.FlagHeadersPriority) {
+		if len(p) < 5 {
+			return violation(FrameSizeError, "HEADERS too short for its priority")
+		}
+		p = p[5:]
+	}
+	end := f.flags.Has(http2.FlagHeadersEndStream)
+	if f.flags.Has(http2.FlagHeadersEndHeaders) {
+		return c.onBlock(f.id, p, end)
+	}
+	in := &c.in
+	in.blockID, in.blockEnd = f.id, end
+	in.blockMore, in.blockNone = 0, 0
+	in.block = append(in.block[:0], p...)
+	return nil
+}
+
+func (c *Conn) onContinuation(f frameHeader, p []byte) *Error {
+	in := &c.in
+	if in.blockID == 0 {
+		return violation(ProtocolError, "CONTINUATION without HEADERS")
+	}
+	c.mu.Lock()
+	c.stats.Continuations++
+	c.mu.Unlock()
+	in.blockMore++
+	if len(p) == 0 {
+		in.blockNone++
+	}
+	if len(in.block)+len(p) > in.maxBlock() || in.blockNone > maxEmptyContinuations ||
+		in.blockMore > maxContinuations+in.maxBlock()/protocolFrameSize {
+		return violation(EnhanceYourCalm, "CONTINUATION flood")
+	}
+	in.block = append(in.block, p...)
+	if !f.flags.Has(http2.FlagContinuationEndHeaders) {
+		return nil
+	}
+	block := in.block
+	in.block = nil
+	in.blockID = 0
+	return c.onBlock(f.id, block, in.blockEnd)
+}
+
+// onBlock handles a whole header block. It is decoded whatever happens, since the table must stay in step.
+func (c *Conn) onBlock(id uint32, block []byte, end bool) *Error {
+	in := &c.in
+	in.fields, in.list, in.tooLarge = in.fields[:0], 0, false
+	in.dec.SetEmitEnabled(true)
+	_, err := in.dec.Write(block)
+	if err == nil {
+		err = in.dec.Close()
+	}
+	if err != nil {
+		return &Error{Kind: KindProtocol, Code: CompressionError, Debug: "header block", Err: err}
+	}
+	e := c.onFields(id, end)
+	clear(in.fields)
+	if cap(in.fields) > 256 {
+		in.fields = nil
+	}
+	return e
+}
+
+func (c *Conn) onFields(id uint32, end bool) *Error {
+	c.mu.Lock()
+	if c.in.tooLarge {
+		c.stats.OversizedHeaders++
+	}
+	s := c.streams[id]
+	switch {
+	case s == nil && !c.client && id&1 == 1 && id >= c.nextID:
+		return c.onRequest(id, end)
+	case s == nil:
+		defer c.unlock()
+		if !c.client && !c.idleLocked(id) && !c.resetByUsLocked(id) {
+			return violation(StreamClosed, "HEADERS on a closed stream")
+		}
+		return c.strayLocked(id, "HEADERS")
+	case s.recvEnd:
+		defer c.unlock()
+		return c.streamErrorLocked(s, StreamClosed, "HEADERS after END_STREAM")
+	case c.in.tooLarge:
+		defer c.unlock()
+		code := Cancel
+		if !c.client {
+			code = EnhanceYourCalm
+		}
+		return c.failLocked(s, &Error{Kind: KindHeaderListSize, Code: code})
+	case c.client && !s.headDone:
+		return c.onResponse(s, end)
+	}
+	return c.onTrailers(s, end)
+}
+
+// onResponse handles an informational or final response head. It is called with mu held and releases it.
+func (c *Conn) onResponse(s *Stream, end bool) *Error {
+	fields := c.in.fields
+	h := checkResponse(fields)
+	informational := h.status >= 100 && h.status < 200
+	rule := h.malformed
+	switch {
+	case rule != "":
+	case informational && end:
+		rule = "informational response with END_STREAM"
+	case informational:
+		if !c.lim.take(&c.lim.informational, c.lastRead.Load()) {
+			defer c.unlock()
+			return violation(EnhanceYourCalm, "flood of informational responses")
+		}
+		c.unlock()
+		s.r.RecvHead(s, fields, false)
+		return nil
+	}
+	if !s.noBody && h.status != 204 && h.status != 304 {
+		s.want = h.length
+	}
+	if rule == "" && end && s.want > 0 {
+		rule = "no DATA, but a content-length"
+	}
+	if rule != "" {
+		defer c.unlock()
+		return c.streamErrorLocked(s, ProtocolError, rule)
+	}
+	s.headDone = true
+	if end {
+		c.endReceivedLocked(s)
+	}
+	c.unlock()
+	s.r.RecvHead(s, fields, end)
+	return nil
+}
+
+// onTrailers handles the block that ends a stream. It is called with mu held and releases it.
+func (c *Conn) onTrailers(s *Stream, end bool) *Error {
+	fields := c.in.fields
+	rule := ""
+	if !end {
+		rule = "second HEADERS without END_STREAM"
+	} else if rule = checkTrailers(fields); rule == "" && s.want > 0 {
+		rule = "DATA does not add up to content-length"
+	}
+	if rule != "" {
+		defer c.unlock()
+		return c.streamErrorLocked(s, ProtocolError, rule)
+	}
+	c.endReceivedLocked(s)
+	c.unlock()
+	s.r.RecvTrailers(s, fields)
+	return nil
+}
+
+// onRequest handles a request head. It is called with mu held and releases it.
+func (c *Conn) onRequest(id uint32, end bool) *Error {
+	fields := c.in.fields
+	c.nextID = id + 1
+	if c.refusedLocked(id) {
+		c.stats.Ignored++ // RFC 9113 section 6.8: above the last identifier of our GOAWAY
+		c.unlock()
+		return nil
+	}
+	if len(c.streams) >= int(c.cfg.MaxStreams) {
+		// RFC 9113 section 5.1.2. The client may not have read our SETTINGS yet.
+		defer c.unlock()
+		c.stats.Refused++
+		c.appendReset(id, RefusedStream)
+		c.rememberLocked(id)
+		if c.settingsAcked && !c.lim.take(&c.lim.resets, c.lastRead.Load()) {
+			return violation(EnhanceYourCalm, "too many streams above MAX_CONCURRENT_STREAMS")
+		}
+		return nil
+	}
+	h := headInfo{length: -1}
+	if !c.in.tooLarge {
+		h = checkRequest(fields)
+		if h.malformed == "" && end && h.length > 0 {
+			h.malformed = "no DATA, but a content-length"
+		}
+	}
+	s := &Stream{
+		c: c, id: id, sendWin: c.peerInitWindow, recvWin: c.firstWindowLocked(), window: int64(c.cfg.InitialWindow),
+		recvEnd: end, want: h.length,
+	}
+	c.addLocked(s)
+	if h.malformed != "" {
+		defer c.unlock()
+		return c.streamErrorLocked(s, ProtocolError, h.malformed)
+	}
+	c.unlock()
+	if c.in.tooLarge {
+		c.answerOversized(s, fields)
+		return nil
+	}
+	r := c.accept(s, fields, end)
+	c.mu.Lock()
+	defer c.unlock()
+	if r != nil {
+		s.r = r
+	} else if !s.closed {
+		code := RefusedStream
+		switch {
+		case s.sentEnd:
+			code = NoError
+		case s.headDone:
+			code = InternalError
+		}
+		s.resetLocked(code, &Error{Kind: KindReset, Code: code})
+	}
+	return nil
+}
+
+// answerOversized answers a request whose header list is too large: RFC 6585 section 5.
+func (c *Conn) answerOversized(s *Stream, fields []Field) {
+	if c.cfg.OnOversized != nil {
+		c.cfg.OnOversized(s, fields)
+	}
+	c.mu.Lock()
+	answered := s.headDone
+	c.mu.Unlock()
+	if !answered {
+		// An error means that the hook has reset the stream.
+		_ = s.WriteHeaders([]Field{{Name: ":status", Value: "431"}}, true)
+	}
+	c.mu.Lock()
+	if !s.closed {
+		code := InternalError
+		if s.sentEnd {
+			code = NoError
+		}
+		s.resetLocked(code, &Error{Kind: KindHeaderListSize, Code: code})
+	}
+	c.unlock()
+}

@@ -1,0 +1,329 @@
+package h2
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+const (
+	clientPreface = http2.ClientPreface
+	headerLen     = 9
+)
+
+// buffer is a pooled byte slice; the struct spares an allocation per trip through the pool.
+type buffer struct{ b []byte }
+
+var outBuffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 8<<10)} }}
+
+func putOutBuffer(b *buffer) {
+	if cap(b.b) <= 1<<20 {
+		b.b = b.b[:0]
+		outBuffers.Put(b)
+	}
+}
+
+func (c *Conn) outBuffer() *buffer {
+	if c.out == nil {
+		c.out = outBuffers.Get().(*buffer)
+	}
+	return c.out
+}
+
+// offset is how many bytes were ever appended.
+func (c *Conn) offset() uint64 {
+	if c.out == nil {
+		return c.outBase
+	}
+	return c.outBase + uint64(len(c.out.b))
+}
+
+// pendingLocked is how many bytes wait for the socket.
+func (c *Conn) pendingLocked() int {
+	if c.out == nil {
+		return c.inflight
+	}
+	return c.inflight + len(c.out.b)
+}
+
+// frame appends a frame's header.
+func (c *Conn) frame(length int, t http2.FrameType, flags http2.Flags, id uint32) *buffer {
+	o := c.outBuffer()
+	o.b = append(o.b, byte(length>>16), byte(length>>8), byte(length), byte(t), byte(flags),
+		byte(id>>24), byte(id>>16), byte(id>>8), byte(id))
+	c.stats.FramesOut++
+	return o
+}
+
+func (c *Conn) appendData(id uint32, p []byte, end bool) {
+	var flags http2.Flags
+	if end {
+		flags = http2.FlagDataEndStream
+	}
+	o := c.frame(len(p), http2.FrameData, flags, id)
+	o.b = append(o.b, p...)
+	c.lim.progress()
+}
+
+// appendHeaders appends a header block as HEADERS and, where it is larger than the peer's frames may be, CONTINUATION
+// frames, with nothing in between.
+func (c *Conn) appendHeaders(id uint32, fields []Field, end bool) {
+	flags := http2.FlagHeadersEndHeaders
+	if end {
+		flags |= http2.FlagHeadersEndStream
+	}
+	o := c.frame(0, http2.FrameHeaders, flags, id)
+	at := len(o.b)
+	o.b = c.enc.begin(o.b)
+	for i := range fields {
+		o.b = c.enc.field(o.b, fields[i])
+	}
+	c.lim.progress()
+	n := len(o.b) - at
+	if n <= c.peerMaxFrame {
+		setLength(o.b[at-headerLen:], n)
+		return
+	}
+	block := append([]byte(nil), o.b[at+c.peerMaxFrame:]...)
+	o.b = o.b[:at+c.peerMaxFrame]
+	setLength(o.b[at-headerLen:], c.peerMaxFrame)
+	o.b[at-headerLen+4] &^= byte(http2.FlagHeadersEndHeaders)
+	for len(block) > 0 {
+		k := min(len(block), c.peerMaxFrame)
+		flags = 0
+		if k == len(block) {
+			flags = http2.FlagContinuationEndHeaders
+		}
+		o = c.frame(k, http2.FrameContinuation, flags, id)
+		o.b = append(o.b, block[:k]...)
+		block = block[k:]
+	}
+}
+
+func setLength(header []byte, n int) {
+	header[0], header[1], header[2] = byte(n>>16), byte(n>>8), byte(n)
+}
+
+// control counts a frame that we send only because the peer made us: their number in the queue is bounded.
+func (c *Conn) control() { c.controls++ }
+
+func (c *Conn) appendReset(id uint32, code ErrCode) {
+	o := c.frame(4, http2.FrameRSTStream, 0, id)
+	o.b = binary.BigEndian.AppendUint32(o.b, uint32(code))
+	c.control()
+}
+
+func (c *Conn) appendWindowUpdate(id, n uint32) {
+	o := c.frame(4, http2.FrameWindowUpdate, 0, id)
+	o.b = binary.BigEndian.AppendUint32(o.b, n)
+}
+
+func (c *Conn) appendPing(ack bool, data uint64) {
+	var flags http2.Flags
+	if ack {
+		flags = http2.FlagPingAck
+		c.control()
+	}
+	o := c.frame(8, http2.FramePing, flags, 0)
+	o.b = binary.BigEndian.AppendUint64(o.b, data)
+}
+
+func (c *Conn) appendGoAway(last uint32, code ErrCode, debug string) {
+	o := c.frame(8+len(debug), http2.FrameGoAway, 0, 0)
+	o.b = binary.BigEndian.AppendUint32(o.b, last)
+	o.b = binary.BigEndian.AppendUint32(o.b, uint32(code))
+	o.b = append(o.b, debug...)
+	c.goAwayOut = min(c.goAwayOut, last)
+}
+
+// Flush sends what is pending, as far as the socket takes it without blocking; the rest goes to the connection's
+// writer goroutine. If somebody is flushing already he takes it along.
+func (c *Conn) Flush() {
+	c.mu.Lock()
+	c.flushLocked()
+}
+
+// flushLocked is Flush with mu held; it releases it.
+func (c *Conn) flushLocked() {
+	if c.flushing || c.out == nil || c.writeErr != nil {
+		c.unlock()
+		return
+	}
+	c.flushing = true
+	if !c.sock.canTry {
+		c.unlock()
+		go c.writeLoop()
+		return
+	}
+	for round := 0; ; round++ {
+		b := c.takeLocked()
+		c.unlock()
+		n, err := c.sock.try(b.b)
+		c.mu.Lock()
+		c.wroteLocked(n)
+		if err != nil {
+			c.writeFailedLocked(err)
+			putOutBuffer(b)
+			break
+		}
+		// A reader must not become the writer of everybody's frames either: after a few rounds it hands over.
+		if n < len(b.b) || round == 3 && c.out != nil {
+			if c.cur, c.curOff = b, n; n == len(b.b) {
+				putOutBuffer(b)
+				c.cur = nil
+			}
+			c.stats.HandOvers++
+			c.unlock()
+			go c.writeLoop()
+			return
+		}
+		putOutBuffer(b)
+		if c.out == nil {
+			break
+		}
+	}
+	c.flushing = false
+	c.flushedLocked()
+	if len(c.waiters) > c.waitersAt && c.roomLocked() {
+		// Those who wait for room are called by the reader or the writer, never by whoever happens to flush.
+		c.flushing = true
+		go c.writeLoop()
+	}
+	c.unlock()
+}
+
+// FlushSoon lets the connection's writer goroutine flush, so that frames of several callers leave together.
+func (c *Conn) FlushSoon() {
+	c.mu.Lock()
+	if !c.flushing && c.out != nil && c.writeErr == nil {
+		c.flushing = true
+		go c.writeLoop()
+	}
+	c.unlock()
+}
+
+// takeLocked takes the pending buffer for writing.
+func (c *Conn) takeLocked() *buffer {
+	b := c.out
+	c.out = nil
+	c.outBase += uint64(len(b.b))
+	c.stats.PendingPeak = max(c.stats.PendingPeak, c.inflight+len(b.b))
+	c.inflight += len(b.b)
+	c.stats.Flushes++
+	c.controls = 0
+	if !c.sock.exact {
+		c.handed = c.outBase // a TLS record may have left although the write failed
+	}
+	return b
+}
+
+// wroteLocked notes that n more bytes have left.
+func (c *Conn) wroteLocked(n int) {
+	c.inflight -= n
+	c.stats.BytesOut += uint64(n)
+	if c.sock.exact {
+		c.handed += uint64(n)
+	}
+}
+
+// flushedLocked is called when a flusher leaves.
+func (c *Conn) flushedLocked() {
+	if c.stalled || c.over != nil {
+		c.cond.Broadcast()
+	}
+}
+
+// writeLoop is the writer goroutine. It owns the flushing flag and lives as long as there is something to write.
+func (c *Conn) writeLoop() {
+	c.mu.Lock()
+	for c.writeErr == nil {
+		if c.cur == nil {
+			if len(c.waiters) > c.waitersAt && c.roomLocked() {
+				c.serveWaitersLocked()
+			}
+			if c.out == nil || c.writeErr != nil {
+				break
+			}
+			c.cur, c.curOff = c.takeLocked(), 0
+		}
+		p := c.cur.b[c.curOff:]
+		c.mu.Unlock()
+		n, err := c.sock.write(p)
+		c.mu.Lock()
+		c.curOff += n
+		c.wroteLocked(n)
+		if err != nil {
+			c.writeFailedLocked(err)
+			break
+		}
+		if c.curOff == len(c.cur.b) {
+			putOutBuffer(c.cur)
+			c.cur = nil
+		}
+		if c.stalled && c.pendingLocked() <= c.cfg.MaxPending {
+			c.cond.Broadcast()
+		}
+	}
+	c.cur = nil
+	c.flushing = false
+	c.flushedLocked()
+	c.unlock()
+}
+
+// writeFailedLocked stops all writing. What the peer has sent may still explain it (a GOAWAY, the last answers), so
+// the reader gets a moment to read on before the connection ends.
+func (c *Conn) writeFailedLocked(err error) {
+	if c.writeErr != nil {
+		return
+	}
+	c.writeErr = err
+	c.out, c.inflight = nil, 0
+	if isTimeout(err) {
+		c.endLocked(&Error{Kind: KindTimeout, Debug: "the peer reads nothing", Err: err}, false)
+	} else if c.over == nil {
+		_ = c.nc.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+	}
+	c.cond.Broadcast()
+}
+
+// roomLocked tells whether a waiter could write.
+func (c *Conn) roomLocked() bool {
+	return c.sendWin > 0 && c.pendingLocked() <= c.cfg.MaxPending/2 && c.over == nil
+}
+
+// serveWaitersLocked lets streams that wait for the connection write, first come, first served, while there is room.
+// It releases mu during their calls.
+func (c *Conn) serveWaitersLocked() {
+	for c.waitersAt < len(c.waiters) && c.roomLocked() {
+		s := c.waiters[c.waitersAt]
+		c.waiters[c.waitersAt] = nil
+		if c.waitersAt++; c.waitersAt == len(c.waiters) {
+			c.waiters, c.waitersAt = c.waiters[:0], 0
+		} else if c.waitersAt >= 64 && c.waitersAt*2 >= len(c.waiters) {
+			left := copy(c.waiters, c.waiters[c.waitersAt:])
+			clear(c.waiters[left:])
+			c.waiters, c.waitersAt = c.waiters[:left], 0
+		}
+		s.queued = false
+		if !s.waiting || s.closed || s.sendWin <= 0 {
+			continue // its own WINDOW_UPDATE will find it
+		}
+		s.callWaiterLocked()
+	}
+}
+
+// callWaiterLocked tells a stream's writer that it can go on. It releases mu during the call.
+func (s *Stream) callWaiterLocked() {
+	if s.blocking {
+		s.wakeLocked()
+		return
+	}
+	s.waiting = false
+	if w, ok := s.r.(WriteReadier); ok {
+		s.c.unlock()
+		w.RecvWriteReady(s)
+		s.c.mu.Lock()
+	}
+}

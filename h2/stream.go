@@ -1,0 +1,222 @@
+package h2
+
+// Stream is one request and its response. Its methods may be called concurrently, from receivers too; frames of one
+// stream are appended in the order of the calls, so its writer should be one goroutine at a time.
+type Stream struct {
+	c  *Conn
+	id uint32
+
+	// Under c.mu.
+	sentEnd  bool // END_STREAM was appended
+	recvEnd  bool // END_STREAM came
+	closed   bool // both, or reset: no longer in the table
+	headDone bool // client role: the final response head came. server role: an answer was begun
+	noBody   bool // client role: the request was HEAD
+	waiting  bool // a write took less than it was given
+	queued   bool // in c.waiters
+	blocking bool // the one who waits is in Write
+	wake     chan struct{}
+	err      *Error // why it is over, if not in order
+
+	r       Receiver
+	sendWin int64
+	recvWin int64 // what the peer may still send
+	window  int64 // what it is granted when nothing is held
+	held    int64 // delivered, not yet consumed
+	owed    int64 // consumed, not yet given back
+	grantAt int64 // nano of the last grant, or of the first DATA
+	want    int64 // content-length still to come, -1 if unknown
+	headOff uint64
+}
+
+// ID is the stream's identifier.
+func (s *Stream) ID() uint32 { return s.id }
+
+// Conn is the stream's connection.
+func (s *Stream) Conn() *Conn { return s.c }
+
+// Closed tells whether the stream is over: both sides have ended, or one has reset it.
+func (s *Stream) Closed() bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.closed
+}
+
+// Err says why the stream is over; nil while it is open and when both sides ended in order.
+func (s *Stream) Err() *Error {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.err
+}
+
+// writeErrLocked says why nothing can be written, nil if something can.
+func (s *Stream) writeErrLocked() *Error {
+	switch {
+	case s.err != nil:
+		return s.err
+	case s.closed || s.sentEnd:
+		return &Error{Kind: KindLocal, Code: StreamClosed, Debug: "write after the end of the stream"}
+	}
+	return nil
+}
+
+// WriteHeaders appends a header block: an informational or final response head or trailers (server role), trailers
+// (client role, with end). Field names must be lower case, pseudo-header fields first. It does not wait for windows
+// and does not flush. What TryWrite has not taken yet would arrive behind trailers, so write that first.
+func (s *Stream) WriteHeaders(fields []Field, end bool) *Error {
+	c := s.c
+	c.mu.Lock()
+	if err := s.writeErrLocked(); err != nil {
+		c.unlock()
+		return err
+	}
+	c.appendHeaders(s.id, fields, end)
+	if !c.client {
+		s.headDone = true
+	}
+	if end {
+		s.endSentLocked()
+	}
+	c.unlock()
+	return nil
+}
+
+// endSentLocked notes that END_STREAM was appended.
+func (s *Stream) endSentLocked() {
+	s.sentEnd = true
+	if s.recvEnd {
+		s.c.lim.completed()
+		s.c.removeLocked(s)
+	}
+}
+
+// TryWrite appends as many bytes of p as the windows of stream and connection and Config.MaxPending allow, as DATA
+// frames of the size the peer accepts. It never blocks, copies p and does not flush. end (END_STREAM) takes effect only when
+// all of p was taken; an end without bytes needs no window and is always taken. After n < len(p) the receiver's
+// RecvWriteReady, if it has one, is called once when more can be written. The error says why the stream can take
+// nothing any more.
+func (s *Stream) TryWrite(p []byte, end bool) (n int, err *Error) {
+	c := s.c
+	c.mu.Lock()
+	if err = s.writeErrLocked(); err == nil {
+		n = s.appendLocked(p, end)
+		if n < len(p) {
+			s.waitLocked(false)
+		}
+	}
+	c.unlock()
+	return n, err
+}
+
+// Write appends all of p, and END_STREAM if end is set. Where it must wait for windows or for the socket it flushes
+// first; what is appended last is not flushed. It returns early, with the reason, when the stream is over. It must not be
+// called by a receiver.
+func (s *Stream) Write(p []byte, end bool) *Error {
+	c := s.c
+	for {
+		c.mu.Lock()
+		if err := s.writeErrLocked(); err != nil {
+			c.unlock()
+			return err
+		}
+		n := s.appendLocked(p, end)
+		if n == len(p) {
+			c.unlock()
+			return nil
+		}
+		p = p[n:]
+		s.waitLocked(true)
+		wake := s.wake
+		c.unlock()
+		c.Flush()
+		<-wake
+	}
+}
+
+// appendLocked appends DATA frames for what may be sent now and returns how many bytes that was.
+func (s *Stream) appendLocked(p []byte, end bool) (n int) {
+	c := s.c
+	for n < len(p) {
+		room := min(int64(len(p)-n), s.sendWin, c.sendWin, int64(c.peerMaxFrame), int64(c.cfg.MaxPending-c.pendingLocked()))
+		if room <= 0 {
+			return n
+		}
+		k := int(room)
+		last := end && n+k == len(p)
+		c.appendData(s.id, p[n:n+k], last)
+		s.sendWin -= room
+		c.sendWin -= room
+		n += k
+		if last {
+			s.endSentLocked()
+		}
+	}
+	if end && len(p) == 0 {
+		c.appendData(s.id, nil, true)
+		s.endSentLocked()
+	}
+	return n
+}
+
+// waitLocked notes that somebody wants to write more. If only the stream's own window is in the way, its
+// WINDOW_UPDATE will find the note; otherwise the stream queues for what all streams share.
+func (s *Stream) waitLocked(blocking bool) {
+	s.waiting, s.blocking = true, blocking
+	if blocking && s.wake == nil {
+		s.wake = make(chan struct{}, 1)
+	}
+	if s.sendWin > 0 {
+		s.queueLocked()
+	}
+}
+
+func (s *Stream) queueLocked() {
+	if !s.queued {
+		s.queued = true
+		s.c.waiters = append(s.c.waiters, s)
+	}
+}
+
+// wakeLocked releases a blocked Write.
+func (s *Stream) wakeLocked() {
+	if s.waiting && s.blocking {
+		s.waiting = false
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Reset abandons the stream: it appends RST_STREAM (the flush is the caller's) and releases a blocked Write. On a stream
+// that is over it does nothing. After it has returned no further call of the receiver begins; one may be running.
+// After an answer sent in full, NoError tells the client to stop sending (RFC 9113 section 8.1).
+func (s *Stream) Reset(code ErrCode) {
+	c := s.c
+	c.mu.Lock()
+	if !s.closed {
+		s.resetLocked(code, &Error{Kind: KindReset, Code: code})
+	}
+	c.unlock()
+}
+
+// resetLocked appends RST_STREAM and takes the stream out of the table.
+func (s *Stream) resetLocked(code ErrCode, err *Error) {
+	c := s.c
+	c.appendReset(s.id, code)
+	s.err = err
+	c.rememberLocked(s.id)
+	s.dropLocked()
+}
+
+// dropLocked takes a stream that did not end in order out of the table, and gives back what its receiver holds.
+func (s *Stream) dropLocked() {
+	c := s.c
+	if s.held > 0 {
+		c.held -= s.held
+		c.owed += s.held
+		s.held = 0
+		c.grantConnLocked()
+	}
+	c.removeLocked(s)
+}

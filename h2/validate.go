@@ -1,0 +1,225 @@
+package h2
+
+import "strings"
+
+// headInfo is what the engine itself reads from a header block.
+type headInfo struct {
+	status    int   // client role: of :status, 0 without
+	length    int64 // content-length, -1 without
+	head      bool  // server role: :method is HEAD
+	malformed string
+}
+
+// nameBytes has the bytes a field name may have: those of an HTTP token without upper case (RFC 9113 section 8.2.1).
+var nameBytes = func() (t [256]bool) {
+	for c := 'a'; c <= 'z'; c++ {
+		t[c] = true
+	}
+	for _, c := range "0123456789!#$%&'*+-.^_`|~" {
+		t[c] = true
+	}
+	return t
+}()
+
+func validName(s string) bool {
+	if s == "" {
+		return false
+	}
+	for i := range len(s) {
+		if !nameBytes[s[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+// validValue: RFC 9113 section 8.2.1 forbids NUL, LF, CR and blanks at either end.
+func validValue(s string) bool {
+	if s == "" {
+		return true
+	}
+	if a, z := s[0], s[len(s)-1]; a == ' ' || a == '\t' || z == ' ' || z == '\t' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c <= '\r' && (c == 0 || c == '\n' || c == '\r') {
+			return false
+		}
+	}
+	return true
+}
+
+// connectionSpecific names what RFC 9113 section 8.2.2 forbids in every message.
+func connectionSpecific(name string) bool {
+	switch name {
+	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+		return true
+	}
+	return false
+}
+
+// regular checks one field that is not a pseudo-header, and returns what is wrong with it.
+func (h *headInfo) regular(f *Field) string {
+	if !validName(f.Name) {
+		return "field name with a forbidden character"
+	}
+	if !validValue(f.Value) {
+		return "field value with a forbidden character"
+	}
+	switch len(f.Name) {
+	case 2:
+		if f.Name == "te" && !strings.EqualFold(f.Value, "trailers") {
+			return "te other than trailers"
+		}
+	case 7, 10, 16, 17:
+		if connectionSpecific(f.Name) {
+			return "connection-specific field"
+		}
+	case 14:
+		if f.Name == "content-length" {
+			n := parseLength(f.Value)
+			if n < 0 || h.length >= 0 && n != h.length {
+				return "invalid content-length"
+			}
+			h.length = n
+		}
+	}
+	return ""
+}
+
+// checkRequest validates a request head (RFC 9113 sections 8.2, 8.3.1, 8.5).
+func checkRequest(fields []Field) headInfo {
+	h := headInfo{length: -1}
+	var method, scheme, path, authority, host string
+	var seen uint8
+	once := func(bit uint8) bool {
+		dup := seen&bit != 0
+		seen |= bit
+		return !dup
+	}
+	const mMethod, mScheme, mPath, mAuthority, mHost, mRegular = 1, 2, 4, 8, 16, 32
+	for i := range fields {
+		f := &fields[i]
+		if !strings.HasPrefix(f.Name, ":") {
+			seen |= mRegular
+			if bad := h.regular(f); bad != "" {
+				h.malformed = bad
+				return h
+			}
+			if f.Name == "host" {
+				if !once(mHost) && f.Value != host {
+					h.malformed = "two different host fields"
+					return h
+				}
+				host = f.Value
+			}
+			continue
+		}
+		ok := seen&mRegular == 0 && validValue(f.Value)
+		switch f.Name {
+		case ":method":
+			ok = ok && once(mMethod) && validMethod(f.Value)
+			method = f.Value
+		case ":scheme":
+			ok = ok && once(mScheme)
+			scheme = f.Value
+		case ":path":
+			ok = ok && once(mPath)
+			path = f.Value
+		case ":authority":
+			// RFC 9113 section 8.3.1: ":authority MUST NOT include the deprecated userinfo subcomponent".
+			ok = ok && once(mAuthority) && strings.IndexByte(f.Value, '@') < 0
+			authority = f.Value
+		default:
+			ok = false
+		}
+		if !ok {
+			h.malformed = "pseudo-header field out of place, repeated, unknown or invalid"
+			return h
+		}
+	}
+	h.head = method == "HEAD"
+	switch {
+	case method == "":
+		h.malformed = "no :method"
+	case method == "CONNECT":
+		if seen&(mScheme|mPath) != 0 || authority == "" {
+			h.malformed = "CONNECT with :scheme or :path, or without :authority"
+		}
+	case scheme == "" || path == "":
+		h.malformed = "no :scheme or no :path"
+	case seen&mAuthority != 0 && seen&mHost != 0 && !strings.EqualFold(host, authority):
+		// RFC 9113 section 8.3.1 lets a server treat it as malformed; routing and strict SNI depend on one name.
+		h.malformed = "host differs from :authority"
+	}
+	return h
+}
+
+// checkResponse validates an informational or final response head (RFC 9113 section 8.3.2). A missing :status is let
+// through: gRPC maps it to a status of its own.
+func checkResponse(fields []Field) headInfo {
+	h := headInfo{length: -1}
+	for i := range fields {
+		f := &fields[i]
+		if !strings.HasPrefix(f.Name, ":") {
+			if bad := h.regular(f); bad != "" {
+				h.malformed = bad
+				return h
+			}
+			continue
+		}
+		v := f.Value
+		if i != 0 || f.Name != ":status" || len(v) != 3 ||
+			v[0] < '1' || v[0] > '9' || v[1] < '0' || v[1] > '9' || v[2] < '0' || v[2] > '9' {
+			h.malformed = "pseudo-header field out of place, repeated, unknown or invalid"
+			return h
+		}
+		h.status = int(v[0]-'0')*100 + int(v[1]-'0')*10 + int(v[2]-'0')
+	}
+	if h.status == 101 {
+		h.malformed = "status 101 does not exist in HTTP/2"
+	}
+	return h
+}
+
+// checkTrailers validates trailers of either role: no pseudo-header fields (RFC 9113 section 8.1).
+func checkTrailers(fields []Field) string {
+	h := headInfo{length: -1}
+	for i := range fields {
+		if strings.HasPrefix(fields[i].Name, ":") {
+			return "pseudo-header field in trailers"
+		}
+		if bad := h.regular(&fields[i]); bad != "" {
+			return bad
+		}
+	}
+	return ""
+}
+
+func validMethod(s string) bool {
+	if s == "" {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !nameBytes[c] && (c < 'A' || c > 'Z') {
+			return false
+		}
+	}
+	return true
+}
+
+// parseLength reads a content-length; -1 if it is none.
+func parseLength(s string) int64 {
+	if s == "" || len(s) > 18 {
+		return -1
+	}
+	var n int64
+	for i := range len(s) {
+		c := s[i]
+		if c < '0' || c > '9' {
+			return -1
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n
+}
