@@ -1,0 +1,274 @@
+package grpcproxy
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// attempt is one try of a call on one endpoint. It receives what the upstream sends, on the connection's reader.
+type attempt struct {
+	x      *exchange
+	index  int // of the endpoint in the snapshot
+	end    *transport.Endpoint
+	stream *h2.Stream
+
+	// The sender's, under its lock.
+	sent  int64
+	ended bool
+}
+
+// begin starts the next attempt on an endpoint that was not tried yet. On failure it has tried all there is to try.
+func (x *exchange) begin() *failure {
+	lb := x.h.LoadBalancing
+	for {
+		i, ok := x.cur.picker.Pick(selection.PickInfo{Call: &x.call, Tried: x.tried})
+		if !ok && x.lastErr != nil && x.lastErr.Sent && !x.again {
+			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
+			// endpoint (a server that restarts gracefully, say).
+			x.again = true
+			x.tried = x.tried[:0]
+			continue
+		}
+		if !ok || lb.Retries > 0 && x.call.Result.Attempts > lb.Retries {
+			if f := x.anotherRound(); f != nil {
+				return f
+			}
+			continue
+		}
+		err := x.try(i)
+		if err == nil {
+			return nil
+		}
+		if err.Kind == transport.KindCanceled {
+			return x.cutOr(clientGone())
+		}
+		x.lastErr = err
+		x.tried = append(x.tried, i)
+		x.logAttempt(err)
+	}
+}
+
+// try opens a stream on the endpoint.
+func (x *exchange) try(i int) *transport.Error {
+	a := &x.firstTry
+	if a.x != nil {
+		a = new(attempt)
+	}
+	*a = attempt{x: x, index: i, end: x.cur.endpoints[i]}
+	x.call.Result.Attempts++
+	x.call.Result.Upstream = a.end.Address()
+
+	fields := fieldLists.Get().(*[]h2.Field)
+	*fields = x.appendFields((*fields)[:0])
+	defer putFields(fields)
+
+	a.end.State.Begin()
+	x.mu.Lock()
+	x.att = a
+	x.mu.Unlock()
+	stream, err := a.end.Open(x, *fields, false, a)
+	if err != nil {
+		a.end.State.End()
+		x.mu.Lock()
+		x.att = nil
+		x.mu.Unlock()
+		return err
+	}
+	x.send.mu.Lock()
+	a.stream = stream
+	x.send.mu.Unlock()
+	x.send.attach(a)
+	return nil
+}
+
+// anotherRound waits for the next round of trying, if the configuration and the deadline allow one; else it returns
+// why the call fails.
+func (x *exchange) anotherRound() *failure {
+	for i, e := range x.cur.endpoints {
+		if x.cur.snapshot.Endpoints[i].State.Has(upstream.Backoff) {
+			e.Want() // so that it is found to be back without a call having to suffer for it
+		}
+	}
+	lb := x.h.LoadBalancing
+	if time.Since(x.call.Start)+time.Duration(lb.TryInterval) > time.Duration(lb.TryDuration) {
+		return x.exhausted()
+	}
+	done, deadline := x.Wait()
+	wait := time.Duration(lb.TryInterval)
+	if !deadline.IsZero() {
+		wait = min(wait, time.Until(deadline))
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-done:
+		return x.cutOr(clientGone())
+	}
+	x.tried = x.tried[:0]
+	return nil
+}
+
+// exhausted says why no endpoint is left.
+func (x *exchange) exhausted() *failure {
+	if x.lastErr != nil {
+		f := fromTransport(x.lastErr)
+		if n := x.call.Result.Attempts; n > 1 {
+			f.message = "all " + strconv.Itoa(n) + " attempts failed; the last: " + f.message
+		}
+		return f
+	}
+	if len(x.cur.endpoints) == 0 {
+		return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is known")
+	}
+	for _, e := range x.cur.endpoints {
+		if err := e.LastError(); err != nil {
+			f := fromTransport(err)
+			f.reason = reasonNoUpstream
+			f.message = "none of the " + strconv.Itoa(len(x.cur.endpoints)) + " upstreams is usable; one of them: " + f.message
+			return f
+		}
+	}
+	return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is usable")
+}
+
+// retry handles the end of an attempt before the call was committed: it begins another one if the upstream has
+// certainly not acted on the call and the request can be sent again, else it returns the failure.
+func (x *exchange) retry(err *transport.Error) *failure {
+	x.mu.Lock()
+	a := x.att
+	x.att = nil
+	x.mu.Unlock()
+	replayable := x.send.detach(a)
+	a.end.State.End()
+	x.lastErr = err
+	if !err.Unprocessed || !replayable {
+		return fromTransport(err)
+	}
+	x.logAttempt(err)
+	x.tried = append(x.tried, a.index)
+	return x.begin()
+}
+
+// appendFields builds the header block for an attempt: gRPC over HTTP/2, "Requests".
+func (x *exchange) appendFields(f []h2.Field) []h2.Field {
+	header, host := x.r.Header, x.r.Host
+	fwd := x.forwarded
+	if ops := x.h.Headers; ops != nil && ops.Request != nil {
+		r := x.r.Clone(x.r.Context())
+		fwd.set(r.Header)
+		ops.Request.ApplyToRequest(r)
+		header, host, fwd = r.Header, r.Host, forwarded{}
+	}
+	f = append(f,
+		h2.Field{Name: ":method", Value: http.MethodPost},
+		h2.Field{Name: ":scheme", Value: x.h.scheme},
+		h2.Field{Name: ":path", Value: x.r.URL.RequestURI()},
+		h2.Field{Name: ":authority", Value: host},
+		// "te: trailers" detects incompatible proxies; gRPC requires it.
+		h2.Field{Name: "te", Value: "trailers"},
+	)
+	if d := x.call.Deadline; !d.IsZero() {
+		// gRFC A31 and PROTOCOL-HTTP2.md: the next hop gets the time that remains.
+		f = append(f, h2.Field{Name: "grpc-timeout", Value: grpcwire.FormatTimeout(time.Until(d))})
+	}
+	rewritten := fwd != (forwarded{})
+	for name, values := range header {
+		if hopByHop(name) || name == "Grpc-Timeout" || rewritten && isForwardedName(name) {
+			continue
+		}
+		lower := lowerName(name)
+		for _, v := range values {
+			f = append(f, h2.Field{Name: lower, Value: v})
+		}
+	}
+	for _, v := range [...]h2.Field{
+		{Name: "x-forwarded-for", Value: fwd.xff}, {Name: "x-forwarded-proto", Value: fwd.proto},
+		{Name: "x-forwarded-host", Value: fwd.host}, {Name: "via", Value: fwd.via},
+	} {
+		if v.Value != "" {
+			f = append(f, v)
+		}
+	}
+	return f
+}
+
+// requestTrailers are what an HTTP client sent after the body. gRPC has no use for them, but they are not ours to drop.
+func requestTrailers(r *http.Request) []h2.Field {
+	var f []h2.Field
+	for name, values := range r.Trailer {
+		if hopByHop(name) {
+			continue
+		}
+		for _, v := range values {
+			f = append(f, h2.Field{Name: lowerName(name), Value: v})
+		}
+	}
+	return f
+}
+
+// RecvHead takes the response head.
+func (a *attempt) RecvHead(_ *h2.Stream, fields []h2.Field, end bool) {
+	if s, _ := fieldValue(fields, ":status"); len(s) == 3 && s[0] == '1' {
+		return // informational: gRPC has no use for it, and it is not final
+	}
+	x := a.x
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.att != a || x.over {
+		return
+	}
+	x.in.head = append(x.in.headBuf[:0], fields...)
+	x.in.haveHead, x.in.headEnd, x.in.end = true, end, end
+	x.firstByte = time.Since(x.call.Start)
+	x.signalLocked()
+}
+
+// RecvData takes a piece of the answer's messages.
+func (a *attempt) RecvData(s *h2.Stream, p []byte, end bool) {
+	x := a.x
+	x.moved.Add(int64(len(p)))
+	x.mu.Lock()
+	if x.att != a || x.over {
+		x.mu.Unlock()
+		s.Consumed(len(p))
+		return
+	}
+	x.in.data = appendPooled(x.in.data, p)
+	x.in.end = end
+	x.signalLocked()
+	x.mu.Unlock()
+}
+
+// RecvTrailers takes the end of the answer.
+func (a *attempt) RecvTrailers(_ *h2.Stream, fields []h2.Field) {
+	x := a.x
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.att != a || x.over {
+		return
+	}
+	x.in.trailers = append(x.in.trailBuf[:0], fields...)
+	x.in.end = true
+	x.signalLocked()
+}
+
+// RecvReset takes the stream's untimely end.
+func (a *attempt) RecvReset(_ *h2.Stream, err *h2.Error) {
+	x := a.x
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.att != a || x.over || x.in.end {
+		// After the answer's end a reset means only that the rest of the request is not wanted (RFC 9113 section 8.1).
+		return
+	}
+	x.in.failed = transport.FromStream(err, a.end.Address())
+	x.signalLocked()
+}

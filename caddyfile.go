@@ -1,0 +1,375 @@
+package grpcproxy
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("grpc_proxy", parseCaddyfile)
+	httpcaddyfile.RegisterDirectiveOrder("grpc_proxy", httpcaddyfile.Before, "reverse_proxy")
+}
+
+func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	g := new(Handler)
+	if err := g.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Words that reverse_proxy has mean the same here, so
+// that a block written for it can be renamed. Syntax:
+//
+//	grpc_proxy [<matcher>] [<upstreams...>] {
+//	    # upstreams
+//	    to <upstreams...>
+//
+//	    # load balancing
+//	    lb_policy       <name> [<options...>]
+//	    lb_retries      <retries>
+//	    lb_try_duration <duration>
+//	    lb_try_interval <interval>
+//
+//	    # deadlines and streams
+//	    max_timeout         <duration>
+//	    stream_timeout      <duration>
+//	    stream_idle_timeout <duration>
+//	    stream_close_delay  <duration>
+//	    exit_timeout        <duration>
+//
+//	    # metadata
+//	    header_up       [+|-]<field> [<value|regexp> [<replacement>]]
+//	    header_down     [+|-]<field> [<value|regexp> [<replacement>]]
+//	    trusted_proxies [private_ranges] <ranges...>
+//
+//	    # what clients and logs are told
+//	    expose_upstream
+//	    verbose_logs
+//
+//	    # connections to the upstreams; all these words may also stand in a block `transport http { ... }`
+//	    tls
+//	    tls_server_name <name>
+//	    tls_trust_pool  <module> { ... }
+//	    tls_client_auth <automate_name> | <cert_file> <key_file>
+//	    tls_insecure_skip_verify
+//	    tls_timeout       <duration>
+//	    tls_renegotiation never|once|freely
+//	    tls_curves        <curves...>
+//	    tls_except_ports  <ports...>
+//	    dial_timeout         <duration>
+//	    dial_fallback_delay  <duration>
+//	    local_address        <ip>[:<port>]
+//	    resolvers            <addresses...>
+//	    max_conns            <n>
+//	    max_streams_per_conn <n>
+//	    max_conn_age         <duration>
+//	    max_response_header  <size>
+//	    queue_size           <n>
+//	    keepalive            <idle_timeout>|off
+//	    keepalive {
+//	        interval     <duration>|off
+//	        timeout      <duration>
+//	        idle_timeout <duration>|off
+//	        permit_without_streams
+//	    }
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the directive's name
+	p := parser{Dispenser: d, h: h}
+	for _, arg := range d.RemainingArgs() {
+		if err := p.upstream(arg); err != nil {
+			return err
+		}
+	}
+	for d.NextBlock(0) {
+		if err := p.subdirective(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parser reads one grpc_proxy block.
+type parser struct {
+	*caddyfile.Dispenser
+	h *Handler
+
+	first  string // the first upstream, whose scheme the others must share
+	scheme upstream.Scheme
+}
+
+func (p *parser) subdirective() error {
+	h := p.h
+	switch word := p.Val(); word {
+	case "to":
+		args := p.RemainingArgs()
+		if len(args) == 0 {
+			return p.ArgErr()
+		}
+		for _, arg := range args {
+			if err := p.upstream(arg); err != nil {
+				return err
+			}
+		}
+		return nil
+	case "lb_policy":
+		return p.policy()
+	case "lb_retries":
+		return p.integer(&p.balancing().Retries)
+	case "lb_try_duration":
+		return p.duration(&p.balancing().TryDuration)
+	case "lb_try_interval":
+		return p.duration(&p.balancing().TryInterval)
+	case "max_timeout":
+		return p.duration(&h.MaxTimeout)
+	case "stream_timeout":
+		return p.duration(&h.StreamTimeout)
+	case "stream_idle_timeout":
+		return p.duration(&h.StreamIdleTimeout)
+	case "stream_close_delay":
+		return p.duration(&h.StreamCloseDelay)
+	case "exit_timeout":
+		return p.duration(&h.ExitTimeout)
+	case "expose_upstream":
+		return p.flag(&h.ExposeUpstream)
+	case "verbose_logs":
+		return p.flag(&h.VerboseLogs)
+	case "trusted_proxies":
+		return p.trustedProxies()
+	case "header_up":
+		return p.headerUp()
+	case "header_down":
+		return p.headerDown()
+	case "transport":
+		return p.transportBlock()
+	}
+	if known, err := p.transportWord(); known {
+		return err
+	}
+	return p.otherWord()
+}
+
+// upstream adds an upstream. An address that has no placeholder is checked right here, where the error can name the
+// line.
+func (p *parser) upstream(addr string) error {
+	scheme := schemeOf(addr)
+	if !hasPlaceholder(addr) {
+		var err error
+		if _, scheme, err = upstream.Parse(addr); err != nil {
+			return p.WrapErr(err)
+		}
+	}
+	if p.first == "" {
+		p.first, p.scheme = addr, scheme
+	} else if scheme != p.scheme {
+		return p.WrapErr(schemeConflict(p.first, addr))
+	}
+	p.h.Upstreams = append(p.h.Upstreams, &Upstream{Dial: addr})
+	return nil
+}
+
+func (p *parser) balancing() *LoadBalancing {
+	if p.h.LoadBalancing == nil {
+		p.h.LoadBalancing = new(LoadBalancing)
+	}
+	return p.h.LoadBalancing
+}
+
+func (p *parser) policy() error {
+	if !p.NextArg() {
+		return p.ArgErr()
+	}
+	lb := p.balancing()
+	if lb.SelectionPolicyRaw != nil {
+		return p.Err("lb_policy is given twice; a handler has one policy")
+	}
+	name := p.Val()
+	id := "http.grpc_proxy.selection_policies." + name
+	if _, err := caddy.GetModule(id); err != nil {
+		return p.Errf("there is no selection policy %q; available: %s", name, modulesBelow("http.grpc_proxy.selection_policies"))
+	}
+	mod, err := caddyfile.UnmarshalModule(p.Dispenser, id)
+	if err != nil {
+		return err
+	}
+	policy, ok := mod.(selection.Policy)
+	if !ok {
+		return p.Errf("module %s (%T) is not a selection policy", id, mod)
+	}
+	lb.SelectionPolicyRaw = caddyconfig.JSONModuleObject(policy, "policy", name, nil)
+	return nil
+}
+
+func (p *parser) trustedProxies() error {
+	args := p.RemainingArgs()
+	if len(args) == 0 {
+		return p.ArgErr()
+	}
+	for _, arg := range args {
+		if arg == "private_ranges" {
+			p.h.TrustedProxies = append(p.h.TrustedProxies, caddyhttp.PrivateRangesCIDR()...)
+			continue
+		}
+		p.h.TrustedProxies = append(p.h.TrustedProxies, arg)
+	}
+	return nil
+}
+
+func (p *parser) headers() *headers.Handler {
+	if p.h.Headers == nil {
+		p.h.Headers = new(headers.Handler)
+	}
+	return p.h.Headers
+}
+
+func (p *parser) headerUp() error {
+	hd := p.headers()
+	if hd.Request == nil {
+		hd.Request = new(headers.HeaderOps)
+	}
+	return p.headerOp(hd.Request)
+}
+
+func (p *parser) headerDown() error {
+	hd := p.headers()
+	if hd.Response == nil {
+		hd.Response = &headers.RespHeaderOps{HeaderOps: new(headers.HeaderOps)}
+	}
+	return p.headerOp(hd.Response.HeaderOps)
+}
+
+func (p *parser) headerOp(ops *headers.HeaderOps) error {
+	var (
+		args        = p.RemainingArgs()
+		value       string
+		replacement *string
+	)
+	switch len(args) {
+	case 3:
+		replacement = &args[2]
+		fallthrough
+	case 2:
+		value = args[1]
+	case 1:
+	default:
+		return p.ArgErr()
+	}
+	if err := headers.CaddyfileHeaderOp(ops, args[0], value, replacement); err != nil {
+		return p.WrapErr(err)
+	}
+	return nil
+}
+
+// otherWord answers for words that are not this directive's.
+func (p *parser) otherWord() error {
+	word := p.Val()
+	switch word {
+	case "flush_interval", "request_buffers", "response_buffers", "stream_buffer_size":
+		p.RemainingArgs()
+		caddy.Log().Named("caddyfile").Warn(fmt.Sprintf(
+			"%s:%d: %s has no effect in grpc_proxy: nothing here waits for a buffer to fill", p.File(), p.Line(), word))
+		return nil
+	case "handle_response", "replace_status", "copy_response", "copy_response_headers":
+		return p.Errf("%s works on HTTP answers, which gRPC's are not; use routes with the grpc matcher and grpc_respond in front", word)
+	case "rewrite", "method":
+		return p.Errf("%s has no place in gRPC: the path names the RPC, and the method is POST", word)
+	case "unhealthy_status", "lb_retry_match":
+		return p.Errf("%s is about HTTP statuses, which gRPC leaves at 200", word)
+	}
+	return p.Errf("unrecognized subdirective %q", word)
+}
+
+// duration reads the single argument of a duration option.
+func (p *parser) duration(v *caddy.Duration) error {
+	name := p.Val()
+	arg, err := p.single()
+	if err != nil {
+		return err
+	}
+	if *v != 0 {
+		return p.twice(name)
+	}
+	dur, err := caddy.ParseDuration(arg)
+	if err != nil {
+		return p.Errf("%s: %q is not a duration; write 30s or 5m, say", name, arg)
+	}
+	if dur <= 0 {
+		return p.Errf("%s: the duration %q must be positive; leave the line out to turn it off", name, arg)
+	}
+	*v = caddy.Duration(dur)
+	return nil
+}
+
+// durationOrOff reads a duration option for which "off" stands for a negative duration.
+func (p *parser) durationOrOff(v *caddy.Duration) error {
+	if p.CountRemainingArgs() == 1 {
+		name := p.Val()
+		if p.NextArg(); p.Val() == "off" {
+			if *v != 0 {
+				return p.twice(name)
+			}
+			*v = -1
+			return nil
+		}
+		p.Prev()
+	}
+	return p.duration(v)
+}
+
+func (p *parser) integer(v *int) error {
+	name := p.Val()
+	arg, err := p.single()
+	if err != nil {
+		return err
+	}
+	if *v != 0 {
+		return p.twice(name)
+	}
+	n, err := strconv.Atoi(arg)
+	if err != nil || n <= 0 {
+		return p.Errf("%s: %q is not a positive whole number", name, arg)
+	}
+	*v = n
+	return nil
+}
+
+func (p *parser) flag(v *bool) error {
+	name := p.Val()
+	if p.NextArg() {
+		return p.ArgErr()
+	}
+	if *v {
+		return p.twice(name)
+	}
+	*v = true
+	return nil
+}
+
+// single reads exactly one argument.
+func (p *parser) single() (string, error) {
+	args := p.RemainingArgs()
+	if len(args) != 1 {
+		return "", p.ArgErr()
+	}
+	return args[0], nil
+}
+
+func (p *parser) twice(name string) error {
+	return p.Errf("%s is given twice; it takes one value", name)
+}
+
+// Interface guards
+var (
+	_ caddyfile.Unmarshaler = (*Handler)(nil)
+)

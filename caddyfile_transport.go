@@ -1,0 +1,263 @@
+package grpcproxy
+
+import (
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
+	"github.com/dustin/go-humanize"
+)
+
+// transportBlock reads `transport http { ... }`, reverse_proxy's place for these words.
+func (p *parser) transportBlock() error {
+	name, err := p.single()
+	if err != nil {
+		return err
+	}
+	if name != "http" {
+		return p.Errf("transport %q cannot carry gRPC; write transport http, or its words without a block", name)
+	}
+	p.transport()
+	for nesting := p.Nesting(); p.NextBlock(nesting); {
+		known, err := p.transportWord()
+		if err != nil {
+			return err
+		}
+		if !known {
+			return p.Errf("unrecognized transport subdirective %q", p.Val())
+		}
+	}
+	return nil
+}
+
+func (p *parser) transport() *Transport {
+	if p.h.Transport == nil {
+		p.h.Transport = new(Transport)
+	}
+	return p.h.Transport
+}
+
+func (p *parser) keepAlive() *KeepAlive {
+	t := p.transport()
+	if t.KeepAlive == nil {
+		t.KeepAlive = new(KeepAlive)
+	}
+	return t.KeepAlive
+}
+
+// transportWord reads a word about connections. known is false if it is none.
+func (p *parser) transportWord() (known bool, err error) {
+	if known, err := p.tlsWord(); known {
+		return true, err
+	}
+	switch word := p.Val(); word {
+	case "dial_timeout":
+		return true, p.duration(&p.transport().DialTimeout)
+	case "dial_fallback_delay":
+		return true, p.durationOrOff(&p.transport().FallbackDelay)
+	case "local_address":
+		return true, p.text(&p.transport().LocalAddress)
+	case "resolvers":
+		return true, p.resolvers()
+	case "max_conns", "max_conns_per_host":
+		return true, p.integer(&p.transport().MaxConns)
+	case "max_streams_per_conn":
+		return true, p.integer(&p.transport().MaxStreamsPerConn)
+	case "queue_size":
+		return true, p.integer(&p.transport().QueueSize)
+	case "max_conn_age":
+		return true, p.duration(&p.transport().MaxConnAge)
+	case "max_response_header":
+		return true, p.size(&p.transport().MaxResponseHeaderSize)
+	case "keepalive":
+		return true, p.keepaliveWord()
+	case "keepalive_interval":
+		return true, p.durationOrOff(&p.keepAlive().Interval)
+	case "keepalive_idle_conns", "keepalive_idle_conns_per_host", "read_buffer", "write_buffer", "compression":
+		p.RemainingArgs()
+		caddy.Log().Named("caddyfile").Warn(p.File() + ": " + word + " has no effect in grpc_proxy: its upstream connections are HTTP/2 streams over a few connections")
+		return true, nil
+	case "versions":
+		return true, p.versions()
+	case "read_timeout", "write_timeout", "response_header_timeout", "expect_continue_timeout":
+		return true, p.Errf("%s would cut streams; use max_timeout, stream_timeout or stream_idle_timeout", word)
+	case "tls_trusted_ca_certs":
+		return true, p.Errf("tls_trusted_ca_certs is gone; write tls_trust_pool file <paths...>")
+	}
+	return false, nil
+}
+
+func (p *parser) keepaliveWord() error {
+	k := p.keepAlive()
+	if p.CountRemainingArgs() > 0 {
+		return p.durationOrOff(&k.IdleTimeout)
+	}
+	for nesting := p.Nesting(); p.NextBlock(nesting); {
+		var err error
+		switch p.Val() {
+		case "interval":
+			err = p.durationOrOff(&k.Interval)
+		case "timeout":
+			err = p.duration(&k.Timeout)
+		case "idle_timeout":
+			err = p.durationOrOff(&k.IdleTimeout)
+		case "permit_without_streams":
+			err = p.flag(&k.PermitWithoutStreams)
+		default:
+			err = p.Errf("unrecognized keepalive subdirective %q; expected interval, timeout, idle_timeout or permit_without_streams", p.Val())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *parser) resolvers() error {
+	args := p.RemainingArgs()
+	if len(args) == 0 {
+		return p.ArgErr()
+	}
+	t := p.transport()
+	if t.Resolver == nil {
+		t.Resolver = new(Resolver)
+	}
+	t.Resolver.Addresses = append(t.Resolver.Addresses, args...)
+	return nil
+}
+
+func (p *parser) versions() error {
+	args := p.RemainingArgs()
+	if len(args) == 0 {
+		return p.ArgErr()
+	}
+	for _, v := range args {
+		switch v {
+		case "h2c", "2":
+		default:
+			return p.Errf("versions %s: gRPC needs HTTP/2; write h2c (plaintext) or 2 (TLS), or leave the line out", v)
+		}
+	}
+	return nil
+}
+
+// tls returns the TLS settings, making them if there are none.
+func (p *parser) tls() *reverseproxy.TLSConfig {
+	t := p.transport()
+	if t.TLS == nil {
+		t.TLS = new(reverseproxy.TLSConfig)
+	}
+	return t.TLS
+}
+
+func (p *parser) tlsWord() (known bool, err error) {
+	switch word := p.Val(); word {
+	case "tls":
+		if p.NextArg() {
+			return true, p.ArgErr()
+		}
+		p.tls()
+		return true, nil
+	case "tls_server_name":
+		return true, p.text(&p.tls().ServerName)
+	case "tls_insecure_skip_verify":
+		return true, p.flag(&p.tls().InsecureSkipVerify)
+	case "tls_timeout":
+		return true, p.duration(&p.tls().HandshakeTimeout)
+	case "tls_renegotiation":
+		if err := p.text(&p.tls().Renegotiation); err != nil {
+			return true, err
+		}
+		switch v := p.tls().Renegotiation; v {
+		case "never", "once", "freely":
+			return true, nil
+		default:
+			return true, p.Errf("tls_renegotiation: %q is none of never, once, freely", v)
+		}
+	case "tls_client_auth":
+		return true, p.clientAuth()
+	case "tls_trust_pool":
+		return true, p.trustPool()
+	case "tls_curves", "tls_except_ports":
+		args := p.RemainingArgs()
+		if len(args) == 0 {
+			return true, p.ArgErr()
+		}
+		if word == "tls_curves" {
+			p.tls().Curves = append(p.tls().Curves, args...)
+		} else {
+			p.tls().ExceptPorts = append(p.tls().ExceptPorts, args...)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+func (p *parser) clientAuth() error {
+	t := p.tls()
+	if t.ClientCertificateAutomate != "" || t.ClientCertificateFile != "" {
+		return p.twice("tls_client_auth")
+	}
+	switch args := p.RemainingArgs(); len(args) {
+	case 1:
+		t.ClientCertificateAutomate = args[0]
+	case 2:
+		t.ClientCertificateFile, t.ClientCertificateKeyFile = args[0], args[1]
+	default:
+		return p.ArgErr()
+	}
+	return nil
+}
+
+func (p *parser) trustPool() error {
+	if !p.NextArg() {
+		return p.ArgErr()
+	}
+	name := p.Val()
+	t := p.tls()
+	if t.CARaw != nil {
+		return p.twice("tls_trust_pool")
+	}
+	id := "tls.ca_pool.source." + name
+	mod, err := caddyfile.UnmarshalModule(p.Dispenser, id)
+	if err != nil {
+		return err
+	}
+	ca, ok := mod.(caddytls.CA)
+	if !ok {
+		return p.Errf("module %s is not a source of CA certificates", id)
+	}
+	t.CARaw = caddyconfig.JSONModuleObject(ca, "provider", name, nil)
+	return nil
+}
+
+func (p *parser) text(v *string) error {
+	name := p.Val()
+	arg, err := p.single()
+	if err != nil {
+		return err
+	}
+	if *v != "" {
+		return p.twice(name)
+	}
+	*v = arg
+	return nil
+}
+
+func (p *parser) size(v *int64) error {
+	name := p.Val()
+	arg, err := p.single()
+	if err != nil {
+		return err
+	}
+	if *v != 0 {
+		return p.twice(name)
+	}
+	n, err := humanize.ParseBytes(arg)
+	if err != nil || n == 0 || n > 1<<30 {
+		return p.Errf("%s: %q is not a size up to 1GiB; write 64KiB, say", name, arg)
+	}
+	*v = int64(n)
+	return nil
+}

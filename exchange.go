@@ -1,0 +1,177 @@
+package grpcproxy
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+)
+
+// exchange is one call on its way through the handler.
+//
+// Two jobs run at once: the request is pumped to the upstream (pump.go), the answer to the client (respond.go). Most
+// calls are unary: their request has ended before the answer begins, so one goroutine, the server's, does both in
+// turn. Only when something happens to the answer while the request is still open, a second goroutine is started for
+// the answer.
+type exchange struct {
+	h    *Handler
+	cur  *current
+	w    http.ResponseWriter
+	r    *http.Request
+	body io.ReadCloser
+	repl *caddy.Replacer
+	call call.Call
+
+	deadlines *http.ResponseController // sets deadlines below Caddy's own
+	flusher   *http.ResponseController
+
+	// Selection: which endpoints were tried, and what came of it. Used by one goroutine at a time: before the
+	// request is pumped, the server's; then whoever responds.
+	tried     []int
+	triedBuf  [4]int
+	lastErr   *transport.Error
+	again     bool
+	firstTry  attempt
+	forwarded forwarded
+
+	send sender
+
+	mu      sync.Mutex
+	att     *attempt // whose events count, nil between attempts
+	in      inbox
+	pumping bool
+	waiting bool               // the responder waits for notify
+	notify  chan struct{}      // capacity 1
+	done    chan struct{}      // closed when a responder of its own is through; nil if there is none
+	writing bool               // the responder is inside a write to the client
+	over    bool               // the call has its result; later events mean nothing
+	panicked any               // what a responder of its own panicked with
+	timer   *time.Timer
+
+	waitCtx    context.Context // bounds waits for a connection; nil until one is needed
+	cancelWait context.CancelFunc
+
+	// Progress of the answer; the responder's.
+	committed bool // the response head went to the client
+	aborted   bool // the server must reset the client's stream
+	result    *failure
+	framing   grpcwire.Framing
+	firstByte time.Duration
+
+	// For stream_idle_timeout: bytes moved in both directions, and what tick saw of them when.
+	moved     atomic.Int64
+	movedSeen int64
+	idleSince time.Time
+
+	drained drainEntry
+}
+
+// inbox is what came from the upstream, or from a timer, and was not handled yet.
+type inbox struct {
+	head     []h2.Field
+	headBuf  [12]h2.Field
+	haveHead bool
+	headEnd  bool
+
+	data []byte
+
+	end      bool // END_STREAM came, with the head, with data or with trailers
+	trailers []h2.Field
+	trailBuf [8]h2.Field
+
+	failed *transport.Error
+	cut    *failure // the proxy ends the call: deadline, reload, exit, limits
+}
+
+func (b *inbox) empty() bool {
+	return !b.haveHead && len(b.data) == 0 && !b.end && b.failed == nil && b.cut == nil
+}
+
+// run carries the call from its first attempt to its end.
+func (x *exchange) run() {
+	x.notify = make(chan struct{}, 1)
+	x.tried = x.triedBuf[:0]
+	x.forwarded = x.h.forwarded(x.r, x.call.Peer)
+	x.send.init(x)
+	defer x.send.release()
+	if f := x.begin(); f != nil {
+		x.conclude(f)
+		return
+	}
+	x.mu.Lock()
+	x.pumping = true
+	if !x.in.empty() {
+		x.signalLocked()
+	}
+	x.mu.Unlock()
+	x.pump()
+
+	x.mu.Lock()
+	x.pumping = false
+	done := x.done
+	x.mu.Unlock()
+	if done != nil {
+		<-done
+		if x.panicked != nil {
+			panic(x.panicked)
+		}
+	} else {
+		x.respond()
+	}
+}
+
+// signalLocked lets the responder know that the inbox has something, starting one if the server's goroutine is still busy
+// with the request. mu is held.
+func (x *exchange) signalLocked() {
+	switch {
+	case x.waiting:
+		x.waiting = false
+		x.notify <- struct{}{}
+	case x.pumping && x.done == nil:
+		x.done = make(chan struct{})
+		go x.respondBeside()
+	}
+}
+
+// respondBeside responds while the request is still being pumped, and ends the pump when the answer is over.
+func (x *exchange) respondBeside() {
+	defer close(x.done)
+	defer func() {
+		// A panic of a handler's writer belongs to the server's goroutine, which knows what to do about it.
+		if p := recover(); p != nil {
+			x.panicked = p
+			x.send.stop()
+			_ = x.body.Close()
+		}
+	}()
+	x.respond()
+	x.send.stop()
+	if x.r.ProtoMajor == 1 {
+		// An HTTP/1 body cannot be closed while it is read.
+		_ = x.deadlines.SetReadDeadline(time.Unix(1, 0))
+		return
+	}
+	_ = x.body.Close()
+}
+
+// Wait tells the transport how long the call may wait for a connection.
+func (x *exchange) Wait() (<-chan struct{}, time.Time) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.waitCtx == nil {
+		x.waitCtx, x.cancelWait = context.WithCancel(x.r.Context())
+		if x.in.cut != nil {
+			x.cancelWait()
+		}
+	}
+	return x.waitCtx.Done(), x.call.Deadline
+}

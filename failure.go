@@ -1,0 +1,218 @@
+package grpcproxy
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+)
+
+// errorDomain is the domain of the google.rpc.ErrorInfo in the details of a status that the proxy made.
+const errorDomain = "grpc_proxy"
+
+// The reasons of google.rpc.ErrorInfo. They are part of the product's interface.
+const (
+	reasonNoUpstream        = "NO_UPSTREAM"
+	reasonConnectFailed     = "UPSTREAM_CONNECT_FAILED"
+	reasonTLSFailed         = "UPSTREAM_TLS_FAILED"
+	reasonNotHTTP2          = "UPSTREAM_NOT_HTTP2"
+	reasonQueueFull         = "UPSTREAM_QUEUE_FULL"
+	reasonQueueTimeout      = "UPSTREAM_QUEUE_TIMEOUT"
+	reasonReset             = "UPSTREAM_STREAM_RESET"
+	reasonGoAway            = "UPSTREAM_GOAWAY"
+	reasonConnLost          = "UPSTREAM_CONNECTION_LOST"
+	reasonProtocol          = "UPSTREAM_PROTOCOL_ERROR"
+	reasonMetadataSize      = "UPSTREAM_METADATA_TOO_LARGE"
+	reasonHTTPStatus        = "UPSTREAM_HTTP_STATUS"
+	reasonNotGRPC           = "UPSTREAM_NOT_GRPC"
+	reasonNoTrailers        = "UPSTREAM_NO_TRAILERS"
+	reasonNoStatus          = "UPSTREAM_NO_STATUS"
+	reasonBadStatus         = "UPSTREAM_MALFORMED_STATUS"
+	reasonDeadline          = "DEADLINE_AT_PROXY"
+	reasonBadTimeout        = "MALFORMED_TIMEOUT"
+	reasonBadPath           = "MALFORMED_PATH"
+	reasonRequestTooLarge   = "REQUEST_TOO_LARGE"
+	reasonRequestUnreadable = "REQUEST_UNREADABLE"
+	reasonStreamIdle        = "STREAM_IDLE_TIMEOUT"
+	reasonStreamTimeout     = "STREAM_TIMEOUT"
+	reasonReload            = "PROXY_RELOADED"
+	reasonExit              = "PROXY_SHUTDOWN"
+	reasonClientGone        = "CLIENT_GONE"
+)
+
+// failure is a status that the upstream did not send itself.
+type failure struct {
+	code    grpcwire.Code
+	message string // for the client; names no endpoint
+	reason  string
+	endedBy call.EndedBy
+	source  call.Source
+	// endpoint is the address of the upstream that failed, empty if none did.
+	endpoint string
+	// err has more for the log.
+	err error
+}
+
+func proxyFailure(code grpcwire.Code, reason, message string) *failure {
+	return &failure{code: code, reason: reason, message: message, endedBy: call.EndedByProxy, source: call.SourceProxy}
+}
+
+// fromTransport maps a failed attempt to a status: semantics from gRPC's PROTOCOL-HTTP2.md, "Errors".
+func fromTransport(e *transport.Error) *failure {
+	f := &failure{
+		code: grpcwire.Unavailable, message: e.Text(), endedBy: call.EndedByProxy, source: call.SourceProxy,
+		endpoint: e.Endpoint, err: e,
+	}
+	switch e.Kind {
+	case transport.KindDial, transport.KindBackoff:
+		f.reason = reasonConnectFailed
+	case transport.KindTLS, transport.KindALPN:
+		f.reason = reasonTLSFailed
+	case transport.KindNotHTTP2:
+		f.reason = reasonNotHTTP2
+	case transport.KindQueueFull:
+		f.reason = reasonQueueFull
+	case transport.KindQueueTimeout:
+		f.reason = reasonQueueTimeout
+	case transport.KindReset:
+		f.reason = reasonReset
+		f.code = grpcwire.FromHTTP2(uint32(e.Code))
+		f.message = resetMessage(e.Code)
+		f.endedBy = call.EndedByUpstream
+	case transport.KindGoAway:
+		f.reason = reasonGoAway
+		f.message = "the upstream is shutting down and did not process the call"
+	case transport.KindConnLost, transport.KindTimeout:
+		f.reason = reasonConnLost
+	case transport.KindHeaderListSize:
+		f.reason = reasonMetadataSize
+		f.code = grpcwire.ResourceExhausted // gRPC: metadata over the limit is RESOURCE_EXHAUSTED
+	case transport.KindProtocol:
+		f.reason = reasonProtocol
+		f.code = grpcwire.Internal
+		f.message = "the upstream broke the HTTP/2 protocol: " + transport.Cause(e.Err)
+	case transport.KindLocal:
+		f.reason = reasonConnLost
+	case transport.KindCanceled:
+		return clientGone()
+	default:
+		f.reason = reasonConnLost
+	}
+	return f
+}
+
+func resetMessage(code h2.ErrCode) string {
+	s := "the upstream reset the stream with " + code.String()
+	switch code {
+	case h2.EnhanceYourCalm:
+		s += ": it asks for less bandwidth or load"
+	case h2.RefusedStream:
+		s += ": it did not process the call"
+	case h2.InadequateSecurity:
+		s += ": it does not accept the connection's TLS parameters"
+	case h2.NoError:
+		s += " before the end of its answer"
+	}
+	return s
+}
+
+func clientGone() *failure {
+	return &failure{
+		code: grpcwire.Canceled, reason: reasonClientGone, message: "the client cancelled the call or went away",
+		endedBy: call.EndedByClient, source: call.SourceProxy,
+	}
+}
+
+func deadlineExceeded() *failure {
+	return &failure{
+		code: grpcwire.DeadlineExceeded, reason: reasonDeadline, message: "the deadline ran out at the proxy",
+		endedBy: call.EndedByDeadline, source: call.SourceProxy,
+	}
+}
+
+// fromHTTP maps an answer that is not gRPC, by gRPC's http-grpc-status-mapping.md. The start of a textual body goes
+// into the message, since it is often the only hint at what answered.
+func fromHTTP(status int, contentType string, body []byte, endpoint string) *failure {
+	f := &failure{code: grpcwire.FromHTTPStatus(status), endedBy: call.EndedByUpstream, source: call.SourceHTTP, endpoint: endpoint}
+	switch {
+	case status == 0:
+		f.reason, f.message = reasonHTTPStatus, "the upstream answered without an HTTP status"
+	case status == http.StatusOK:
+		f.reason = reasonNotGRPC
+		f.message = fmt.Sprintf("the upstream's answer is not gRPC (content-type %q)", contentType)
+	default:
+		f.reason = reasonHTTPStatus
+		f.message = "the upstream answered with HTTP status " + strconv.Itoa(status)
+		if text := http.StatusText(status); text != "" {
+			f.message += " (" + text + ")"
+		}
+	}
+	if text := excerpt(body); text != "" {
+		f.message += ": " + text
+	}
+	return f
+}
+
+// excerpt makes the start of a body readable in one line.
+func excerpt(body []byte) string {
+	text := strings.ToValidUTF8(string(body), "\uFFFD")
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, text)
+	return strings.Join(strings.Fields(text), " ")
+}
+
+// fromBody maps an error in reading the client's request.
+func fromBody(err error) *failure {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return &failure{
+			code: grpcwire.ResourceExhausted, reason: reasonRequestTooLarge, endedBy: call.EndedByProxy, source: call.SourceProxy, err: err,
+			message: fmt.Sprintf("the request is larger than the %d bytes the proxy allows", tooLarge.Limit),
+		}
+	case isTimeout(err):
+		return &failure{
+			code: grpcwire.Unavailable, reason: reasonRequestUnreadable, endedBy: call.EndedByProxy, source: call.SourceProxy, err: err,
+			message: "the server's read timeout ended the request",
+		}
+	}
+	f := clientGone()
+	f.err = err
+	return f
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// text is the message for the client, with the endpoint in front if that is allowed.
+func (f *failure) text(expose bool) string {
+	if expose && f.endpoint != "" {
+		return "upstream " + f.endpoint + ": " + f.message
+	}
+	return f.message
+}
+
+// details is the value of grpc-status-details-bin: a google.rpc.Status with an ErrorInfo.
+func (f *failure) details(message string, attempts int, expose bool) string {
+	info := grpcwire.ErrorInfo{
+		Reason:   f.reason,
+		Domain:   errorDomain,
+		Metadata: [][2]string{{"attempts", strconv.Itoa(attempts)}},
+	}
+	if expose && f.endpoint != "" {
+		info.Metadata = append(info.Metadata, [2]string{"upstream", f.endpoint})
+	}
+	return grpcwire.EncodeBin(grpcwire.AppendStatusDetails(nil, f.code, message, &info))
+}

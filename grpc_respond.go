@@ -1,0 +1,131 @@
+package grpcproxy
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+)
+
+func init() {
+	caddy.RegisterModule(new(Respond))
+	httpcaddyfile.RegisterHandlerDirective("grpc_respond", parseRespond)
+	httpcaddyfile.RegisterDirectiveOrder("grpc_respond", httpcaddyfile.Before, "respond")
+}
+
+// Respond answers gRPC calls with a status, so that routes in front of grpc_proxy can speak gRPC: maintenance, denial,
+// an unknown service. Requests that are not gRPC go to the next handler.
+type Respond struct {
+	// The gRPC status code, as a number or a name (`UNAVAILABLE`, `Unavailable`). Placeholders are resolved per call.
+	Code string `json:"code,omitempty"`
+
+	// The status message. Placeholders are resolved per call.
+	Message string `json:"message,omitempty"`
+
+	// Metadata to send with the status. Placeholders in the values are resolved per call.
+	Metadata map[string][]string `json:"metadata,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Respond) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.grpc_respond",
+		New: func() caddy.Module { return new(Respond) },
+	}
+}
+
+func parseRespond(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	g := new(Respond)
+	if err := g.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// UnmarshalCaddyfile sets up the handler. Syntax:
+//
+//	grpc_respond [<matcher>] <code> [<message>] {
+//	    metadata <key> <values...>
+//	}
+func (g *Respond) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	args := d.RemainingArgs()
+	switch len(args) {
+	case 2:
+		g.Message = args[1]
+		fallthrough
+	case 1:
+		g.Code = args[0]
+	default:
+		return d.ArgErr()
+	}
+	if err := g.Validate(); err != nil {
+		return d.WrapErr(err)
+	}
+	for d.NextBlock(0) {
+		if d.Val() != "metadata" {
+			return d.Errf("unrecognized subdirective %q; expected metadata", d.Val())
+		}
+		kv := d.RemainingArgs()
+		if len(kv) < 2 {
+			return d.ArgErr()
+		}
+		if g.Metadata == nil {
+			g.Metadata = make(map[string][]string)
+		}
+		g.Metadata[kv[0]] = append(g.Metadata[kv[0]], kv[1:]...)
+	}
+	return nil
+}
+
+// Validate refuses codes that are none.
+func (g *Respond) Validate() error {
+	if g.Code == "" {
+		return fmt.Errorf("grpc_respond needs a status code, such as UNAVAILABLE")
+	}
+	if hasPlaceholder(g.Code) {
+		return nil
+	}
+	_, err := grpcwire.ParseCode(g.Code)
+	return err
+}
+
+// ServeHTTP answers a gRPC call.
+func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !isGRPC(r) {
+		return next.ServeHTTP(w, r)
+	}
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	message := repl.ReplaceKnown(g.Message, "")
+	code, err := grpcwire.ParseCode(repl.ReplaceKnown(g.Code, ""))
+	if err != nil {
+		code, message = grpcwire.Internal, "grpc_respond: "+err.Error()
+	}
+	header := w.Header()
+	prepare(header)
+	for key, values := range g.Metadata {
+		for _, v := range values {
+			header.Add(key, repl.ReplaceKnown(v, ""))
+		}
+	}
+	header["Content-Type"] = []string{"application/grpc"}
+	header["Grpc-Status"] = []string{strconv.FormatUint(uint64(code), 10)}
+	if message != "" {
+		header["Grpc-Message"] = []string{grpcwire.EncodeMessage(message)}
+	}
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddyhttp.MiddlewareHandler = (*Respond)(nil)
+	_ caddyfile.Unmarshaler       = (*Respond)(nil)
+	_ caddy.Validator             = (*Respond)(nil)
+)

@@ -1,0 +1,130 @@
+package grpcproxy
+
+import (
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+)
+
+// ServeHTTP proxies one RPC, or passes a request that is not gRPC to the next handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if !isGRPC(r) {
+		return next.ServeHTTP(w, r)
+	}
+	x := newExchange(h, w, r)
+	defer x.finish()
+
+	if f := x.classify(); f != nil {
+		x.answer(f)
+		return nil
+	}
+	defer x.liftIdleTimeouts()()
+	x.startTimers()
+	h.drain.enter(x)
+
+	x.run()
+	if x.aborted {
+		// The answer cannot be ended properly. This makes the server reset the stream, whatever the version of HTTP.
+		// finish runs on the way.
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// isGRPC: gRPC over HTTP/2: requests are POST, and "Content-Type: application/grpc [("+proto" / "+json" / {custom})]".
+func isGRPC(r *http.Request) bool {
+	ct := r.Header["Content-Type"]
+	return len(ct) == 1 && grpcwire.ContentKind(ct[0]) == grpcwire.GRPC && r.Method == http.MethodPost
+}
+
+// newExchange describes the call. It reads the request and changes nothing.
+func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
+	x := &exchange{h: h, cur: h.current.Load(), w: w, r: r, body: r.Body}
+	x.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	c := &x.call
+	c.Start = time.Now()
+	c.Path = r.URL.Path
+	c.Authority = r.Host
+	c.Metadata = headerMetadata(r.Header)
+	c.TLS = r.TLS
+	c.Peer, _ = netip.ParseAddrPort(r.RemoteAddr)
+	c.ClientIP = c.Peer.Addr()
+	if ip, ok := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); ok {
+		if addr, err := netip.ParseAddr(ip); err == nil {
+			c.ClientIP = addr
+		}
+	}
+	x.placeholders()
+	return x
+}
+
+// classify splits the path and settles the deadline. It refuses what no upstream could make sense of.
+func (x *exchange) classify() *failure {
+	c := &x.call
+	var ok bool
+	if c.Service, c.Method, ok = grpcwire.SplitMethod(c.Path); !ok {
+		// grpc-go's server: "malformed method name" is UNIMPLEMENTED.
+		return proxyFailure(grpcwire.Unimplemented, reasonBadPath, "the path is not /Service/Method")
+	}
+	if v := x.r.Header["Grpc-Timeout"]; len(v) > 0 {
+		d, err := grpcwire.ParseTimeout(v[0])
+		if err != nil {
+			// grpc-go's server answers a malformed grpc-timeout with INTERNAL.
+			return proxyFailure(grpcwire.Internal, reasonBadTimeout, "malformed grpc-timeout: "+err.Error())
+		}
+		c.Deadline = c.Start.Add(d)
+	}
+	// gRFC A31: the effective deadline is the earlier of the client's and the route's.
+	if m := time.Duration(x.h.MaxTimeout); m > 0 {
+		if cap := c.Start.Add(m); c.Deadline.IsZero() || cap.Before(c.Deadline) {
+			c.Deadline = cap
+		}
+	}
+	return nil
+}
+
+// noLimit stands for "never" where zero would mean "at once".
+const noLimit = 100 * 365 * 24 * time.Hour
+
+// liftIdleTimeouts takes Caddy's limits for silent request bodies and stalled answers off this call: they are meant
+// for web pages, and a stream may be silent, or its reader slow, for as long as it likes. The returned function puts
+// them back.
+func (x *exchange) liftIdleTimeouts() (restore func()) {
+	rd, wr := caddyhttp.IdleTimeoutsFromContext(x.r.Context())
+	if rd != nil {
+		undo := rd.Override(noLimit, 0)
+		restore = undo
+		if x.body == rd && rd.Deadline.HardDeadline.IsZero() {
+			x.body = rd.ReadCloser // sparing two timer changes per read
+		}
+	}
+	if wr != nil {
+		undo, before := wr.Override(noLimit, 0, 0), restore
+		restore = func() {
+			undo()
+			if before != nil {
+				before()
+			}
+		}
+		x.deadlines = wr.Ctrl
+		if x.w == wr && wr.Deadline.HardDeadline.IsZero() {
+			x.w = wr.ResponseWriterWrapper.ResponseWriter
+		}
+	}
+	if restore == nil {
+		restore = func() {}
+	}
+	if x.deadlines == nil {
+		x.deadlines = http.NewResponseController(x.w)
+	}
+	x.flusher = http.NewResponseController(x.w)
+	return restore
+}
+
+var _ call.Metadata = headerMetadata(nil)

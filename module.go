@@ -1,0 +1,331 @@
+package grpcproxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func init() {
+	caddy.RegisterModule(new(Handler))
+}
+
+// Handler is a gRPC load balancer. It chooses an upstream for each RPC, whatever connection the client uses, carries
+// all kinds of RPC without buffering, and answers every failure as gRPC: with a status the client can read and a
+// message that says what failed.
+//
+// Requests that are not gRPC (content-type `application/grpc`, alone or followed by `+` or `;`) are passed to the next
+// handler.
+//
+// The handler sets these placeholders; the upstream's can be used in `headers`, all in log formats and later handlers:
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.grpc_proxy.service}` | The service of the RPC, `pkg.Service`
+// `{http.grpc_proxy.method}` | The method of the RPC
+// `{http.grpc_proxy.upstream.address}` | The upstream of the last attempt, as configured
+// `{http.grpc_proxy.upstream.hostport}` | Its host and port
+// `{http.grpc_proxy.upstream.host}` | Its host
+// `{http.grpc_proxy.upstream.port}` | Its port
+// `{http.grpc_proxy.status}` | The gRPC status, `UNAVAILABLE`, say
+// `{http.grpc_proxy.status_code}` | Its number
+// `{http.grpc_proxy.status_source}` | Where the status came from: `wire`, `http` (mapped from an HTTP status) or `proxy`
+// `{http.grpc_proxy.ended_by}` | Who ended the RPC: `client`, `upstream`, `proxy` or `deadline`
+// `{http.grpc_proxy.reason}` | What failed, where the proxy made the status (`UPSTREAM_CONNECT_FAILED`, …)
+// `{http.grpc_proxy.attempts}` | How many upstreams were tried
+// `{http.grpc_proxy.latency}` | From the RPC's arrival to its end
+type Handler struct {
+	// The upstreams to balance over. At least one is needed.
+	Upstreams []*Upstream `json:"upstreams,omitempty"`
+
+	// How to choose among the upstreams.
+	LoadBalancing *LoadBalancing `json:"load_balancing,omitempty"`
+
+	// How to reach the upstreams. All upstreams of a handler are reached in the same way.
+	Transport *Transport `json:"transport,omitempty"`
+
+	// Changes to the request metadata sent upstream and the response metadata sent to the client (leading metadata,
+	// and the whole of an answer without messages; trailers are never changed).
+	Headers *headers.Handler `json:"headers,omitempty"`
+
+	// IP ranges (CIDR) of proxies in front whose `X-Forwarded-*` fields are believed and added to, besides those
+	// configured for the whole server.
+	TrustedProxies []string `json:"trusted_proxies,omitempty"`
+
+	// The longest time an RPC may take. A client's longer or missing `grpc-timeout` is lowered to it. When it is over,
+	// the client gets DEADLINE_EXCEEDED and the upstream a cancellation. Default: no limit of the proxy's own.
+	MaxTimeout caddy.Duration `json:"max_timeout,omitempty"`
+
+	// Ends an RPC in which no byte has moved in either direction for so long, with UNAVAILABLE. Default: off; a silent
+	// stream lives for ever.
+	StreamIdleTimeout caddy.Duration `json:"stream_idle_timeout,omitempty"`
+
+	// Ends an RPC after so long, however busy it is, with UNAVAILABLE. Unlike `max_timeout` it is not told to the
+	// upstream as a deadline. Default: off.
+	StreamTimeout caddy.Duration `json:"stream_timeout,omitempty"`
+
+	// How long RPCs that are under way when the configuration is reloaded may go on; then they end with UNAVAILABLE.
+	// Default: off; they are left alone.
+	StreamCloseDelay caddy.Duration `json:"stream_close_delay,omitempty"`
+
+	// How long RPCs may go on when Caddy exits and no `grace_period` is configured; then they end with UNAVAILABLE.
+	// Default: `4s`, below systemd's usual limit. With a `grace_period`, they end shortly before it does.
+	ExitTimeout caddy.Duration `json:"exit_timeout,omitempty"`
+
+	// Name the upstream's address in status messages and error details sent to clients. Logs always name it.
+	// Default: false.
+	ExposeUpstream bool `json:"expose_upstream,omitempty"`
+
+	// Log each failed RPC and attempt at the level INFO instead of DEBUG. Default: false.
+	VerboseLogs bool `json:"verbose_logs,omitempty"`
+
+	ctx     caddy.Context
+	logger  *zap.Logger
+	trusted []netip.Prefix
+	policy  selection.Policy
+	lease   *upstream.Lease[*transport.Endpoint]
+	current atomic.Pointer[current]
+	drain   drain
+	scheme  string
+}
+
+// Upstream is one address to balance over.
+type Upstream struct {
+	// Where to dial: `host:port`, `:port` (this machine), `host:from-to` (a range of ports), `unix//path/to/socket`.
+	// Global placeholders such as `{env.BACKEND}` are resolved when the configuration is loaded.
+	Dial string `json:"dial,omitempty"`
+}
+
+// LoadBalancing says how upstreams are chosen and how long one is looked for.
+type LoadBalancing struct {
+	// The selection policy. Default: `least_request`.
+	SelectionPolicyRaw json.RawMessage `json:"selection_policy,omitempty" caddy:"namespace=http.grpc_proxy.selection_policies inline_key=policy"`
+
+	// How many further upstreams are tried when one cannot be connected to or refuses the RPC unprocessed. Default:
+	// all of them.
+	Retries int `json:"retries,omitempty"`
+
+	// How long to go on looking for an upstream that takes the RPC, after all have been tried once, before the client
+	// gets UNAVAILABLE. Default: 0.
+	TryDuration caddy.Duration `json:"try_duration,omitempty"`
+
+	// How long to wait between two rounds of trying. Default: `250ms`.
+	TryInterval caddy.Duration `json:"try_interval,omitempty"`
+}
+
+// current is what a call needs to find its upstream. It is immutable and replaced as a whole.
+type current struct {
+	picker    selection.Picker
+	snapshot  *upstream.Snapshot
+	endpoints []*transport.Endpoint // by index of the snapshot
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.grpc_proxy",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+const (
+	defaultExitTimeout = 4 * time.Second
+	defaultTryInterval = 250 * time.Millisecond
+	defaultPolicy      = "least_request"
+)
+
+// Provision sets the handler up. It dials nothing.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.ctx = ctx
+	h.logger = ctx.Logger()
+	h.lease = transport.Pool.NewLease()
+	if h.ExitTimeout == 0 {
+		h.ExitTimeout = caddy.Duration(defaultExitTimeout)
+	}
+	if h.LoadBalancing == nil {
+		h.LoadBalancing = new(LoadBalancing)
+	}
+	if h.LoadBalancing.TryInterval == 0 {
+		h.LoadBalancing.TryInterval = caddy.Duration(defaultTryInterval)
+	}
+	if h.LoadBalancing.SelectionPolicyRaw == nil {
+		h.LoadBalancing.SelectionPolicyRaw = json.RawMessage(`{"policy":"` + defaultPolicy + `"}`)
+	}
+	mod, err := ctx.LoadModule(h.LoadBalancing, "SelectionPolicyRaw")
+	if err != nil {
+		return fmt.Errorf("load_balancing.selection_policy: %w", err)
+	}
+	policy, ok := mod.(selection.Policy)
+	if !ok {
+		return fmt.Errorf("load_balancing.selection_policy: module %T is not a selection policy", mod)
+	}
+	h.policy = policy
+	if h.trusted, err = parsePrefixes(h.TrustedProxies); err != nil {
+		return err
+	}
+	if h.Headers != nil {
+		if err := h.Headers.Provision(ctx); err != nil {
+			return fmt.Errorf("headers: %w", err)
+		}
+	}
+	if err := h.provisionEndpoints(ctx); err != nil {
+		return err
+	}
+	h.watchServer(ctx)
+	return nil
+}
+
+// provisionEndpoints resolves the upstreams' addresses and takes their endpoints from the pool.
+func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
+	if h.Transport == nil {
+		h.Transport = new(Transport)
+	}
+	addrs, scheme, err := h.addresses()
+	if err != nil {
+		return err
+	}
+	cfg, err := h.Transport.config(ctx, scheme)
+	if err != nil {
+		return fmt.Errorf("transport: %w", err)
+	}
+	cfg.Logger = h.logger
+	h.scheme = "http"
+	if cfg.TLS != nil {
+		h.scheme = "https"
+	}
+	cur := &current{snapshot: new(upstream.Snapshot)}
+	for _, addr := range addrs {
+		e, err := transport.Acquire(h.lease, addr, h.Transport.forPort(cfg, addr))
+		if err != nil {
+			return fmt.Errorf("upstream %s: %w", addr, err)
+		}
+		cur.endpoints = append(cur.endpoints, e)
+		cur.snapshot.Endpoints = append(cur.snapshot.Endpoints, upstream.Endpoint{
+			Network: addr.Network, Address: addr.String(), Weight: 1, State: &e.State,
+		})
+	}
+	cur.picker = h.policy.Build(cur.snapshot)
+	h.current.Store(cur)
+	return nil
+}
+
+// addresses resolves and expands the configured upstreams. They share one scheme.
+func (h *Handler) addresses() ([]upstream.Address, upstream.Scheme, error) {
+	repl := caddy.NewReplacer()
+	var (
+		out    []upstream.Address
+		scheme upstream.Scheme
+		first  string
+	)
+	for i, u := range h.Upstreams {
+		if u == nil {
+			return nil, "", fmt.Errorf("upstreams[%d] is null; write {\"dial\": \"host:port\"}", i)
+		}
+		addrs, s, err := upstream.Parse(repl.ReplaceKnown(u.Dial, ""))
+		if err != nil {
+			return nil, "", err
+		}
+		if i == 0 {
+			scheme, first = s, u.Dial
+		} else if s != scheme {
+			return nil, "", schemeConflict(first, u.Dial)
+		}
+		out = append(out, addrs...)
+	}
+	return out, scheme, nil
+}
+
+func schemeConflict(first, other string) error {
+	return fmt.Errorf("upstreams %q and %q differ in scheme; all upstreams of one grpc_proxy must be reached in the same way", first, other)
+}
+
+// Validate refuses what cannot work.
+func (h *Handler) Validate() error {
+	if len(h.Upstreams) == 0 {
+		return errors.New("no upstreams; write their addresses after grpc_proxy or in a `to` line")
+	}
+	for _, d := range []struct {
+		name  string
+		value caddy.Duration
+	}{
+		{"max_timeout", h.MaxTimeout},
+		{"stream_idle_timeout", h.StreamIdleTimeout},
+		{"stream_timeout", h.StreamTimeout},
+		{"stream_close_delay", h.StreamCloseDelay},
+		{"exit_timeout", h.ExitTimeout},
+		{"load_balancing.try_duration", h.LoadBalancing.TryDuration},
+		{"load_balancing.try_interval", h.LoadBalancing.TryInterval},
+	} {
+		if d.value < 0 {
+			return fmt.Errorf("%s is %v; it must not be negative (leave it out to turn it off)", d.name, time.Duration(d.value))
+		}
+	}
+	if h.LoadBalancing.Retries < 0 {
+		return fmt.Errorf("load_balancing.retries is %d; it must not be negative", h.LoadBalancing.Retries)
+	}
+	if h.Headers != nil {
+		if err := h.Headers.Validate(); err != nil {
+			return fmt.Errorf("headers: %w", err)
+		}
+	}
+	return h.Transport.validate()
+}
+
+// Cleanup gives back what Provision took. RPCs may still be under way, and go on.
+func (h *Handler) Cleanup() error {
+	h.lease.Release()
+	return nil
+}
+
+// watchServer connects the handler to the server it runs in: to learn of reload and exit, and to tell the user of
+// settings there that gRPC needs.
+func (h *Handler) watchServer(ctx caddy.Context) {
+	srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		return
+	}
+	srv.RegisterOnShutdown(h.onShutdown)
+	if len(srv.ExpectedUnderscoreHeaders) == 0 && len(srv.ExpectedDotHeaders) == 0 {
+		hintAtMetadataKeys(h.logger)
+	}
+}
+
+func parsePrefixes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		if s == "private_ranges" {
+			more, err := parsePrefixes(caddyhttp.PrivateRangesCIDR())
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, more...)
+			continue
+		}
+		p, err := caddyhttp.CIDRExpressionToPrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("trusted_proxies: %q is neither an IP address nor a CIDR range: %w", s, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,0 +1,297 @@
+package grpcproxy
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+)
+
+// maxExcerpt is how much of a body that is not gRPC is kept for the status message. Envoy keeps 16 KiB; percent-encoded
+// in a header field, that alone exceeds what many clients accept.
+const maxExcerpt = 1 << 10
+
+// event is what the responder has to handle next.
+type event struct {
+	head     []h2.Field
+	haveHead bool
+	headEnd  bool
+	data     []byte
+	end      bool
+	trailers []h2.Field
+	failed   *transport.Error
+	cut      *failure
+}
+
+// answer is what is known of the upstream's answer.
+type answer struct {
+	foreign     bool // not gRPC: its start is kept for the message
+	httpStatus  int
+	contentType string
+	excerpt     []byte
+	headStatus  string // grpc-status in the head, if there
+}
+
+// respond carries the answer to the client, up to the call's end.
+func (x *exchange) respond() {
+	x.conclude(x.relay())
+}
+
+// relay handles one event after the other. It returns nil when the upstream's answer was passed on to its end, else
+// what ended the call.
+func (x *exchange) relay() *failure {
+	var (
+		ans       answer
+		unflushed bool
+	)
+	for {
+		ev := x.next(unflushed)
+		unflushed = false
+		if ev.cut != nil {
+			putBuffer(ev.data)
+			return ev.cut
+		}
+		if ev.haveHead {
+			if done, f := x.relayHead(&ans, ev); done || f != nil {
+				putBuffer(ev.data)
+				return f
+			}
+			unflushed = true
+		}
+		if len(ev.data) > 0 {
+			if err := x.relayData(&ans, ev.data); err != nil {
+				return x.cutOr(clientGone())
+			}
+			unflushed = true
+		}
+		switch {
+		case ev.end:
+			return x.relayEnd(&ans, ev.trailers)
+		case ev.failed != nil && x.committed:
+			return x.failed(ev.failed)
+		case ev.failed != nil && ans.foreign:
+			return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+		case ev.failed != nil:
+			if f := x.retryOrFail(ev.failed); f != nil {
+				return f
+			}
+		case ans.foreign && len(ans.excerpt) >= maxExcerpt:
+			return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+		}
+	}
+}
+
+// next waits for something to do. While it would have to wait and something is unflushed, it flushes first.
+func (x *exchange) next(unflushed bool) event {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for x.in.empty() {
+		if unflushed && x.committed {
+			unflushed = false
+			x.mu.Unlock()
+			_ = x.flusher.Flush() // a failure shows in the request's context
+			x.mu.Lock()
+			continue
+		}
+		done := x.r.Context().Done()
+		x.waiting = true
+		x.mu.Unlock()
+		gone := false
+		select {
+		case <-x.notify:
+		case <-done:
+			gone = true
+		}
+		x.mu.Lock()
+		if gone {
+			if !x.waiting { // the signal came as well
+				<-x.notify
+			}
+			x.waiting = false
+			if x.in.cut == nil {
+				x.in.cut = clientGone()
+			}
+		}
+	}
+	ev := event{
+		head: x.in.head, haveHead: x.in.haveHead, headEnd: x.in.headEnd,
+		data: x.in.data, end: x.in.end, trailers: x.in.trailers, failed: x.in.failed, cut: x.in.cut,
+	}
+	x.in.haveHead, x.in.data, x.in.failed = false, nil, nil
+	return ev
+}
+
+// relayHead handles the response head. done means that it was the whole answer.
+func (x *exchange) relayHead(ans *answer, ev event) (done bool, f *failure) {
+	status, _ := fieldValue(ev.head, ":status")
+	ans.httpStatus, _ = strconv.Atoi(status)
+	ans.contentType, _ = fieldValue(ev.head, "content-type")
+	ans.headStatus, _ = fieldValue(ev.head, "grpc-status")
+	isGRPC := ans.httpStatus == http.StatusOK && grpcwire.ContentKind(ans.contentType) == grpcwire.GRPC
+
+	switch {
+	case ev.headEnd && (isGRPC || ans.headStatus != ""):
+		x.writeTrailersOnly(ev.head)
+		return true, nil
+	case isGRPC:
+		x.writeHead(ev.head)
+		return false, nil
+	case ev.headEnd:
+		return true, fromHTTP(ans.httpStatus, ans.contentType, nil, x.call.Result.Upstream)
+	}
+	ans.foreign = true
+	return false, nil
+}
+
+// relayData passes data on, or keeps its start if the answer is not gRPC.
+func (x *exchange) relayData(ans *answer, p []byte) error {
+	defer putBuffer(p)
+	stream := x.att.stream
+	if ans.foreign {
+		ans.excerpt = append(ans.excerpt, p[:min(len(p), maxExcerpt-len(ans.excerpt))]...)
+		stream.Consumed(len(p))
+		return nil
+	}
+	x.mu.Lock()
+	x.writing = true
+	stop := x.in.cut != nil
+	x.mu.Unlock()
+	var err error
+	if !stop {
+		x.framing.Add(p)
+		x.call.Result.ReceivedBytes += int64(len(p))
+		_, err = x.w.Write(p)
+	}
+	x.mu.Lock()
+	x.writing = false
+	x.mu.Unlock()
+	if err == nil {
+		stream.Consumed(len(p))
+	}
+	return err
+}
+
+// relayEnd handles END_STREAM after the head.
+func (x *exchange) relayEnd(ans *answer, trailers []h2.Field) *failure {
+	if ans.foreign {
+		if _, ok := fieldValue(trailers, "grpc-status"); ok {
+			x.writeTrailersOnly(trailers) // grpc-status counts wherever it stands
+			return nil
+		}
+		return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+	}
+	if trailers == nil {
+		if ans.headStatus != "" {
+			x.writeTrailers([]h2.Field{{Name: "grpc-status", Value: ans.headStatus}})
+			return nil
+		}
+		return &failure{
+			code: grpcwire.Internal, reason: reasonNoTrailers, message: "the upstream closed the stream without sending trailers",
+			endedBy: call.EndedByUpstream, source: call.SourceProxy, endpoint: x.call.Result.Upstream,
+		}
+	}
+	x.writeTrailers(trailers)
+	return nil
+}
+
+// retryOrFail handles the end of an attempt before the call was committed.
+func (x *exchange) retryOrFail(err *transport.Error) *failure {
+	if f := x.retry(err); f != nil {
+		return x.judge(f, err)
+	}
+	return nil
+}
+
+// failed handles the end of the attempt after the call was committed.
+func (x *exchange) failed(err *transport.Error) *failure {
+	return x.judge(fromTransport(err), err)
+}
+
+// judge tells a deadline from a cancellation: a CANCEL seen at or after the call's own deadline is the deadline's.
+func (x *exchange) judge(f *failure, err *transport.Error) *failure {
+	if err.Kind == transport.KindReset && err.Code == h2.Cancel && x.deadlinePassed() {
+		return deadlineExceeded()
+	}
+	return f
+}
+
+func (x *exchange) deadlinePassed() bool {
+	d := x.call.Deadline
+	return !d.IsZero() && !time.Now().Before(d)
+}
+
+// cut ends the call from outside: a timer, a reload, an exit, a request that cannot be read.
+func (x *exchange) cut(f *failure) {
+	x.mu.Lock()
+	if x.over || x.in.end || x.in.cut != nil {
+		x.mu.Unlock()
+		return
+	}
+	x.in.cut = f
+	if x.cancelWait != nil {
+		x.cancelWait()
+	}
+	blocked := x.writing
+	x.signalLocked()
+	x.mu.Unlock()
+	if blocked {
+		// The responder waits for a client that does not read; trailers could not reach it either.
+		_ = x.deadlines.SetWriteDeadline(time.Unix(1, 0))
+	}
+}
+
+// cutOr returns why the proxy ends the call, f if it does not.
+func (x *exchange) cutOr(f *failure) *failure {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.in.cut != nil {
+		return x.in.cut
+	}
+	return f
+}
+
+// conclude ends the call on both sides. f is nil when the upstream's answer was passed on whole.
+func (x *exchange) conclude(f *failure) {
+	x.mu.Lock()
+	x.over = true
+	a := x.att
+	putBuffer(x.in.data)
+	x.in.data = nil
+	x.mu.Unlock()
+
+	// The stream first: it frees a pump that flow control holds up.
+	if a != nil && a.stream != nil {
+		code := h2.NoError // the answer is whole: the rest of the request is not needed
+		if f != nil {
+			code = h2.Cancel
+		}
+		a.stream.Reset(code)
+		a.stream.Conn().Flush()
+	}
+	x.send.stop()
+	if f == nil {
+		return
+	}
+	if f.endedBy == call.EndedByClient && x.deadlinePassed() {
+		d := deadlineExceeded()
+		d.err = f.err
+		f = d
+	}
+	x.result = f
+	switch {
+	case x.r.Context().Err() != nil:
+		// Nobody is there to be told.
+	case !x.committed:
+		x.answer(f)
+	case x.framing.AtBoundary():
+		// linkerd2-proxy's way: an answer that has begun ends with a status too.
+		x.setStatus(http.TrailerPrefix, f)
+	default:
+		// Inside a message a status would be read as the message's own end: reset.
+		x.aborted = true
+	}
+}

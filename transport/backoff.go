@@ -1,0 +1,99 @@
+package transport
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// backoff is the wait after failed dials. It doubles from 100 ms to 10 s, ×[0.8, 1.2]: shorter than gRPC's 1 s to
+// 120 s, since a proxy has other endpoints to send the call to and should see soon that this one is back.
+type backoff struct {
+	failures int
+	until    time.Time
+	last     *Error
+	timer    *time.Timer
+	// wanted: a call was turned away meanwhile, so dial as soon as the wait is over.
+	wanted bool
+}
+
+func (b *backoff) activeLocked() bool { return b.last != nil && time.Now().Before(b.until) }
+
+func (b *backoff) resetLocked() {
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	*b = backoff{}
+}
+
+// delay is the wait after the n-th failure in a row, n from 1, before jitter.
+func backoffDelay(n int) time.Duration {
+	if n > 7 {
+		return backoffMax
+	}
+	return min(backoffBase<<(n-1), backoffMax)
+}
+
+// dialFailedLocked puts the endpoint into backoff and, if it has no connection, turns away who waits for one.
+func (e *Endpoint) dialFailedLocked(err *Error) {
+	b := &e.backoff
+	b.failures++
+	wait := jitter(backoffDelay(b.failures), 0.2)
+	b.last, b.until = err, time.Now().Add(wait)
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	b.timer = time.AfterFunc(wait, e.backoffOver)
+	level := zap.DebugLevel
+	if b.failures == 1 {
+		level = zap.WarnLevel // once per outage; the rest is repetition
+	}
+	if c := e.cfg.Logger.Check(level, "cannot connect to upstream"); c != nil {
+		c.Write(zap.String("upstream", e.Address()), zap.Error(err), zap.Int("failures", b.failures), zap.Duration("next_dial_in", wait))
+	}
+	if len(*e.conns.Load()) > 0 {
+		return // the connections there are still serve, and who waits for them may wait on
+	}
+	if len(e.queue) > 0 {
+		b.wanted = true
+	}
+	e.State.Set(upstream.Backoff)
+	e.failQueueLocked(err)
+	if e.released {
+		b.resetLocked()
+		e.stop()
+	}
+}
+
+// backoffOver makes the endpoint eligible again. If calls were turned away meanwhile it is dialled at once, so that it
+// comes back without a call having to find out.
+func (e *Endpoint) backoffOver() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.released || e.backoff.last == nil {
+		return
+	}
+	e.backoff.until = time.Time{}
+	if e.backoff.wanted {
+		e.backoff.wanted = false
+		e.startDialLocked() // Backoff stays set until the dial succeeds
+		return
+	}
+	e.State.Clear(upstream.Backoff)
+}
+
+// Want tells the endpoint that a call would have gone there, had it not been in backoff.
+func (e *Endpoint) Want() {
+	e.mu.Lock()
+	e.backoff.wanted = true
+	e.mu.Unlock()
+}
+
+// LastError is why the endpoint is in backoff, nil if it is not.
+func (e *Endpoint) LastError() *Error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.backoff.last
+}

@@ -1,0 +1,40 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"os"
+	"syscall"
+)
+
+// innermost unwraps the layers of package net, whose texts carry addresses, down to the reason itself.
+func innermost(err error) string {
+	var (
+		dns  *net.DNSError
+		cert *tls.CertificateVerificationError
+		host x509.HostnameError
+		errn syscall.Errno
+		op   *net.OpError
+	)
+	switch {
+	case errors.As(err, &dns):
+		if dns.IsNotFound {
+			return "the upstream's name does not exist in DNS"
+		}
+		return "looking up the upstream's name failed: " + dns.Err
+	case errors.As(err, &host):
+		return "the upstream's certificate is not valid for the name the proxy expects (set tls_server_name)"
+	case errors.As(err, &cert):
+		return cert.Err.Error()
+	case errors.As(err, &errn):
+		return errn.Error()
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "timed out"
+	case errors.As(err, &op):
+		return op.Err.Error()
+	}
+	return err.Error()
+}

@@ -1,0 +1,102 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+)
+
+// alpn is HTTP/2's name in TLS ALPN (RFC 9113 section 3.2).
+const alpn = "h2"
+
+// dial makes one connection and waits for the peer's first SETTINGS, so that an upstream that does not speak HTTP/2 is
+// found out while nothing has been sent yet, and the peer's limit of streams is known before the first call.
+func (e *Endpoint) dial(ctx context.Context, cfg h2.Config) (*h2.Conn, *Error) {
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.DialTimeout)
+	defer cancel()
+
+	d := net.Dialer{
+		FallbackDelay: e.cfg.FallbackDelay,
+		LocalAddr:     e.cfg.LocalAddr,
+		Resolver:      e.cfg.Resolver,
+		KeepAlive:     -1, // TCP_USER_TIMEOUT and PING do this job
+	}
+	nc, err := d.DialContext(ctx, e.addr.Network, e.addr.Dial)
+	if err != nil {
+		return nil, e.dialError(KindDial, err)
+	}
+	setUserTimeout(nc, e.cfg.PingTimeout)
+
+	if e.cfg.TLS != nil {
+		tc, terr := e.handshake(ctx, nc)
+		if terr != nil {
+			nc.Close()
+			return nil, terr
+		}
+		nc = tc
+	}
+
+	c := h2.Client(nc, cfg)
+	select {
+	case <-c.Ready():
+	case <-c.Done():
+	case <-ctx.Done():
+		c.Close(h2.NoError, "")
+		return nil, e.dialError(KindDial, fmt.Errorf("no HTTP/2 SETTINGS from the upstream: %w", context.Cause(ctx)))
+	}
+	if herr := c.Err(); herr != nil {
+		return nil, e.settingsError(herr)
+	}
+	return c, nil
+}
+
+func (e *Endpoint) handshake(ctx context.Context, nc net.Conn) (net.Conn, *Error) {
+	if t := e.cfg.TLSTimeout; t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, t)
+		defer cancel()
+	}
+	tc := tls.Client(nc, e.tls)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		if alert := new(tls.AlertError); errors.As(err, alert) && *alert == 120 { // no_application_protocol, RFC 7301
+			return nil, e.dialError(KindALPN, errNoH2)
+		}
+		if rec := new(tls.RecordHeaderError); errors.As(err, rec) {
+			return nil, e.dialError(KindTLS, errors.New("the upstream does not speak TLS on this port (use h2c:// for plaintext)"))
+		}
+		return nil, e.dialError(KindTLS, err)
+	}
+	if p := tc.ConnectionState().NegotiatedProtocol; p != alpn {
+		tc.Close()
+		return nil, e.dialError(KindALPN, errNoH2)
+	}
+	return tc, nil
+}
+
+var errNoH2 = errors.New("the upstream's TLS did not agree on HTTP/2 (ALPN h2); gRPC needs it: enable h2 there, or use h2c:// if the port is plaintext")
+
+// settingsError explains a connection that ended before its first SETTINGS.
+func (e *Endpoint) settingsError(herr *h2.Error) *Error {
+	if herr.Kind == h2.KindNotHTTP2 {
+		return e.dialError(KindNotHTTP2, fmt.Errorf("the upstream does not speak HTTP/2 (it answered %q); for TLS write https://, and gRPC needs HTTP/2 there", herr.Debug))
+	}
+	hint := ""
+	if e.cfg.TLS == nil {
+		hint = " (does it expect TLS? then write https://)"
+	}
+	return e.dialError(KindDial, fmt.Errorf("the upstream closed the new connection before speaking HTTP/2%s: %s", hint, Cause(herr)))
+}
+
+func (e *Endpoint) dialError(kind Kind, err error) *Error {
+	return &Error{Kind: kind, Unprocessed: true, Endpoint: e.addr.String(), Err: err}
+}
+
+// jitter returns d × [1-f, 1+f].
+func jitter(d time.Duration, f float64) time.Duration {
+	return time.Duration(float64(d) * (1 - f + 2*f*randFloat()))
+}

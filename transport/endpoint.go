@@ -1,0 +1,317 @@
+package transport
+
+import (
+	"context"
+	"crypto/tls"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+var randFloat = rand.Float64
+
+// Endpoint is the connections to one address. It is shared by all handlers that reach the address in the same way and
+// survives reloads (see Pool). Connections are dialled when calls need them.
+type Endpoint struct {
+	// State is the endpoint's live state.
+	State upstream.State
+
+	addr upstream.Address
+	cfg  Config
+	tls  *tls.Config
+
+	// conns are the connections that take new streams, oldest first. The slice is replaced, never changed, under mu;
+	// calls read it without a lock.
+	conns atomic.Pointer[[]*conn]
+	// waiting is len(queue) for those who do not hold mu.
+	waiting atomic.Int32
+
+	mu       sync.Mutex
+	queue    []*waiter
+	dialing  bool
+	released bool
+	backoff  backoff
+	ping     time.Duration
+	stop     context.CancelFunc
+	ctx      context.Context
+}
+
+// conn is one connection in the pool.
+type conn struct {
+	*h2.Conn
+	// used tells whether a stream was opened since the idle check last looked.
+	used  atomic.Bool
+	quiet int
+	idle  *time.Timer
+	age   *time.Timer
+}
+
+// Pool is the process's endpoints.
+var Pool = upstream.NewPool[*Endpoint]()
+
+// Acquire returns the endpoint for the address and configuration, shared with everyone who asked for the same.
+func Acquire(l *upstream.Lease[*Endpoint], addr upstream.Address, cfg Config) (*Endpoint, error) {
+	return l.Acquire(addr.Network+"/"+addr.Dial+" "+cfg.Identity, func() (*Endpoint, error) {
+		return NewEndpoint(addr, cfg), nil
+	})
+}
+
+// NewEndpoint makes an endpoint outside the pool. The caller calls Destruct when done.
+func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
+	cfg = cfg.withDefaults()
+	e := &Endpoint{addr: addr, cfg: cfg, ping: max(cfg.PingInterval, 0)}
+	e.conns.Store(new([]*conn))
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	if cfg.TLS != nil {
+		e.tls = cfg.TLS.Clone()
+		e.tls.NextProtos = []string{alpn}
+		if e.tls.ServerName == "" {
+			e.tls.ServerName = addr.Host()
+		}
+		if e.tls.ClientSessionCache == nil {
+			e.tls.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+		}
+	}
+	return e
+}
+
+// Address is the endpoint's address as it is logged.
+func (e *Endpoint) Address() string { return e.addr.String() }
+
+// Target is where the endpoint is dialled.
+func (e *Endpoint) Target() upstream.Address { return e.addr }
+
+// Conns is the number of connections that take new streams.
+func (e *Endpoint) Conns() int { return len(*e.conns.Load()) }
+
+// Connecting tells whether a dial is under way.
+func (e *Endpoint) Connecting() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.dialing
+}
+
+// Caller bounds how long Open may wait.
+type Caller interface {
+	// Wait is asked only when Open has to wait: until done is closed or the deadline passes. A zero deadline means
+	// Config.QueueTimeout from now.
+	Wait() (done <-chan struct{}, deadline time.Time)
+}
+
+// Open opens a stream: on the oldest connection with room, else on one dialled for it. It waits, in a bounded queue,
+// as long as the caller may wait or until the dial fails. HEADERS are queued and not flushed. fields and recv are as
+// for h2.Conn.OpenStream. An error is always Unprocessed: nothing was sent.
+func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
+	if e.waiting.Load() == 0 {
+		if s := e.tryOpen(fields, end, recv); s != nil {
+			return s, nil
+		}
+	}
+	done, deadline := c.Wait()
+	return e.openSlow(done, deadline, fields, end, recv)
+}
+
+func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) *h2.Stream {
+	for _, c := range *e.conns.Load() {
+		s, err := c.OpenStream(fields, end, recv)
+		if err == nil {
+			if !c.used.Load() {
+				c.used.Store(true)
+			}
+			return s
+		}
+	}
+	return nil
+}
+
+// startDial dials in the background unless that is under way, not needed or not yet allowed. mu is held.
+func (e *Endpoint) startDialLocked() {
+	if e.dialing || e.released || len(*e.conns.Load()) >= e.cfg.MaxConns || e.backoff.activeLocked() {
+		return
+	}
+	e.dialing = true
+	go e.dialInBackground()
+}
+
+func (e *Endpoint) dialInBackground() {
+	c := new(conn)
+	hc, err := e.dial(e.ctx, e.connConfig(c))
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dialing = false
+	if err != nil {
+		e.dialFailedLocked(err)
+		return
+	}
+	c.Conn = hc
+	e.backoff.resetLocked()
+	e.State.Clear(upstream.Backoff)
+	if e.released {
+		hc.Shutdown()
+		e.failQueueLocked(e.releasedError())
+		return
+	}
+	conns := append(slices.Clone(*e.conns.Load()), c)
+	e.conns.Store(&conns)
+	e.superviseLocked(c)
+	select {
+	case <-hc.Done(): // its OnClose came before it was in the list
+		e.removeLocked(c)
+	default:
+	}
+	e.cfg.Logger.Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", len(conns)))
+	e.wakeLocked()
+	if len(e.queue) > 0 {
+		e.startDialLocked()
+	}
+}
+
+// connConfig binds a connection's events to the endpoint.
+func (e *Endpoint) connConfig(c *conn) h2.Config {
+	e.mu.Lock()
+	ping := e.ping
+	e.mu.Unlock()
+	return h2.Config{
+		MaxStreams:         e.cfg.MaxStreamsPerConn,
+		MaxHeaderListSize:  e.cfg.MaxHeaderListSize,
+		PingInterval:       ping,
+		PingTimeout:        e.cfg.PingTimeout,
+		PingWithoutStreams: e.cfg.PingWithoutStreams,
+		OnCapacity:         func(*h2.Conn) { e.capacity() },
+		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
+		OnClose:            func(_ *h2.Conn, err *h2.Error) { e.closed(c, err) },
+	}
+}
+
+// capacity runs whenever a stream slot became free.
+func (e *Endpoint) capacity() {
+	if e.waiting.Load() == 0 {
+		return
+	}
+	e.mu.Lock()
+	e.wakeLocked()
+	e.mu.Unlock()
+}
+
+// goneAway takes the connection out of use; its streams finish. A new one is dialled in time for the next call.
+func (e *Endpoint) goneAway(c *conn, err *h2.Error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err.Code == h2.EnhanceYourCalm && err.Debug == "too_many_pings" && e.ping > 0 {
+		// gRFC A8: on too_many_pings, double the interval.
+		e.ping *= 2
+		e.cfg.Logger.Warn("upstream says its connections are pinged too often; pinging half as often from now on",
+			zap.String("upstream", e.Address()), zap.Duration("interval", e.ping))
+	}
+	if e.removeLocked(c) {
+		e.cfg.Logger.Debug("upstream sent GOAWAY", zap.String("upstream", e.Address()), zap.Error(err))
+		e.replaceLocked(c)
+	}
+}
+
+func (e *Endpoint) closed(c *conn, err *h2.Error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	if c.age != nil {
+		c.age.Stop()
+	}
+	if e.removeLocked(c) {
+		e.cfg.Logger.Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
+		e.replaceLocked(c)
+	}
+}
+
+// replaceLocked dials anew if the last connection went away and was in use: the next call finds it ready, and an
+// endpoint that is down is known to be before the next call meets it.
+func (e *Endpoint) replaceLocked(c *conn) {
+	if len(e.queue) > 0 || len(*e.conns.Load()) == 0 && (c.used.Load() || c.quiet == 0) {
+		e.startDialLocked()
+	}
+}
+
+func (e *Endpoint) removeLocked(c *conn) bool {
+	old := *e.conns.Load()
+	i := slices.Index(old, c)
+	if i < 0 {
+		return false
+	}
+	conns := slices.Delete(slices.Clone(old), i, i+1)
+	e.conns.Store(&conns)
+	return true
+}
+
+// superviseLocked starts the connection's idle and age timers.
+func (e *Endpoint) superviseLocked(c *conn) {
+	if e.cfg.IdleTimeout > 0 {
+		c.used.Store(true)
+		c.idle = time.AfterFunc(e.cfg.IdleTimeout/2, func() { e.checkIdle(c) })
+	}
+	if e.cfg.MaxAge > 0 {
+		c.age = time.AfterFunc(jitter(e.cfg.MaxAge, 0.1), func() { e.retire(c) })
+	}
+}
+
+// checkIdle runs twice per idle timeout and closes the connection at the second quiet look in a row.
+func (e *Endpoint) checkIdle(c *conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c.used.Swap(false) || c.Streams() > 0 {
+		c.quiet = 0
+	} else {
+		c.quiet++
+	}
+	if c.quiet < 2 {
+		c.idle.Reset(e.cfg.IdleTimeout / 2)
+		return
+	}
+	if e.removeLocked(c) {
+		c.Shutdown()
+	}
+}
+
+// retire takes an old connection out of use; its streams finish.
+func (e *Endpoint) retire(c *conn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.removeLocked(c) {
+		e.replaceLocked(c)
+		c.Shutdown()
+	}
+}
+
+// Destruct is called when the last configuration that uses the endpoint is gone: its connections close when their
+// last streams end. Calls that are still under way there may go on and even open streams.
+func (e *Endpoint) Destruct() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.released = true
+	e.backoff.resetLocked()
+	for _, c := range *e.conns.Load() {
+		for _, t := range []*time.Timer{c.idle, c.age} {
+			if t != nil {
+				t.Stop()
+			}
+		}
+		c.Shutdown()
+	}
+	e.conns.Store(new([]*conn))
+	if len(e.queue) == 0 {
+		e.stop()
+	}
+	return nil
+}
+
+func (e *Endpoint) releasedError() *Error {
+	return &Error{Kind: KindLocal, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: errReleased}
+}

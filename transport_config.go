@@ -1,0 +1,261 @@
+package grpcproxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// Transport says how the upstreams are reached. They always speak HTTP/2: in plaintext with prior knowledge (h2c), or
+// over TLS.
+type Transport struct {
+	// TLS to the upstreams. An `https://` or `grpcs://` upstream turns it on with these settings or, without any, with
+	// the system's trust store. The server name defaults to the upstream's host.
+	TLS *reverseproxy.TLSConfig `json:"tls,omitempty"`
+
+	// How long making a connection may take, up to the upstream's first HTTP/2 frame. Default: `3s`.
+	DialTimeout caddy.Duration `json:"dial_timeout,omitempty"`
+
+	// How long the first address family (IPv6) is tried before the other joins in (RFC 8305). A negative value turns
+	// that off. Default: `300ms`.
+	FallbackDelay caddy.Duration `json:"dial_fallback_delay,omitempty"`
+
+	// The local IP address to dial from, with or without a port. Default: any.
+	LocalAddress string `json:"local_address,omitempty"`
+
+	// The DNS servers that resolve the upstreams' names. Default: the system's.
+	Resolver *Resolver `json:"resolver,omitempty"`
+
+	// Keepalive of the connections to the upstreams.
+	KeepAlive *KeepAlive `json:"keep_alive,omitempty"`
+
+	// How many connections one upstream may have; a further one is opened when the others' streams are used up.
+	// Default: 10.
+	MaxConns int `json:"max_conns,omitempty"`
+
+	// How many streams one connection carries at a time, below the upstream's own limit
+	// (SETTINGS_MAX_CONCURRENT_STREAMS). Default: the upstream's limit.
+	MaxStreamsPerConn int `json:"max_streams_per_conn,omitempty"`
+
+	// How many RPCs may wait for a stream of one upstream. Default: 1024.
+	QueueSize int `json:"queue_size,omitempty"`
+
+	// Retires a connection after so long (±10 %); its streams finish. Default: never.
+	MaxConnAge caddy.Duration `json:"max_conn_age,omitempty"`
+
+	// The largest metadata, in bytes, that an upstream's answer may carry, headers and trailers each. Default: 1 MiB.
+	MaxResponseHeaderSize int64 `json:"max_response_header_size,omitempty"`
+}
+
+// Resolver names DNS servers.
+type Resolver struct {
+	// `host:port` of each; the port defaults to 53. One is chosen at random for each look-up.
+	Addresses []string `json:"addresses,omitempty"`
+}
+
+// KeepAlive tells dead connections from quiet ones.
+type KeepAlive struct {
+	// How long nothing may be heard from an upstream, with streams open, before it is sent a PING. Stock gRPC servers
+	// close connections that ping a quiet stream more often than every 5 minutes, so lower it only if theirs is lowered
+	// too. A negative value turns PINGs off. Default: `5m`.
+	Interval caddy.Duration `json:"interval,omitempty"`
+
+	// How long the answer to a PING, or the acknowledgement of sent data, may take. Default: `20s`.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// Send PINGs on connections without streams as well. Default: false.
+	PermitWithoutStreams bool `json:"permit_without_streams,omitempty"`
+
+	// Closes a connection that had no stream for so long. A negative value turns that off. Default: `5m`.
+	IdleTimeout caddy.Duration `json:"idle_timeout,omitempty"`
+}
+
+// config turns the settings into the transport's own.
+func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport.Config, error) {
+	cfg := transport.Config{
+		DialTimeout:       time.Duration(t.DialTimeout),
+		FallbackDelay:     time.Duration(t.FallbackDelay),
+		MaxConns:          t.MaxConns,
+		MaxStreamsPerConn: uint32(min(max(t.MaxStreamsPerConn, 0), math.MaxInt32)), //nolint:gosec // bounded here
+		QueueSize:         t.QueueSize,
+		MaxAge:            time.Duration(t.MaxConnAge),
+		MaxHeaderListSize: uint32(min(max(t.MaxResponseHeaderSize, 0), math.MaxInt32)), //nolint:gosec // bounded here
+	}
+	if k := t.KeepAlive; k != nil {
+		cfg.PingInterval = time.Duration(k.Interval)
+		cfg.PingTimeout = time.Duration(k.Timeout)
+		cfg.PingWithoutStreams = k.PermitWithoutStreams
+		cfg.IdleTimeout = time.Duration(k.IdleTimeout)
+	}
+	var err error
+	if cfg.LocalAddr, err = parseLocalAddress(t.LocalAddress); err != nil {
+		return cfg, err
+	}
+	if cfg.Resolver, err = t.Resolver.resolver(); err != nil {
+		return cfg, err
+	}
+	if t.TLS == nil && scheme == upstream.SchemeTLS {
+		t.TLS = new(reverseproxy.TLSConfig)
+	}
+	raw, err := json.Marshal(t) // before the CA module is loaded, which takes its configuration away
+	if err != nil {
+		return cfg, err
+	}
+	if t.TLS != nil {
+		if scheme == upstream.SchemePlain {
+			return cfg, fmt.Errorf("tls is configured, but the upstreams are plaintext (h2c://); write https://, or remove the tls settings")
+		}
+		cfg.TLSTimeout = time.Duration(t.TLS.HandshakeTimeout)
+		if cfg.TLS, err = t.TLS.MakeTLSClientConfig(ctx); err != nil {
+			return cfg, fmt.Errorf("tls: %w", err)
+		}
+		if cfg.TLS == nil {
+			cfg.TLS = new(tls.Config)
+		}
+	}
+	cfg.Identity = identities.of(raw, cfg.TLS)
+	return cfg, nil
+}
+
+// forPort takes TLS away for ports excepted from it.
+func (t *Transport) forPort(cfg transport.Config, addr upstream.Address) transport.Config {
+	if cfg.TLS == nil || len(t.TLS.ExceptPorts) == 0 || addr.Network == "unix" {
+		return cfg
+	}
+	if _, port, err := net.SplitHostPort(addr.Dial); err == nil && slices.Contains(t.TLS.ExceptPorts, port) {
+		cfg.TLS = nil
+	}
+	return cfg
+}
+
+func (t *Transport) validate() error {
+	for _, n := range []struct {
+		name  string
+		value int64
+	}{
+		{"max_conns", int64(t.MaxConns)},
+		{"max_streams_per_conn", int64(t.MaxStreamsPerConn)},
+		{"queue_size", int64(t.QueueSize)},
+		{"max_response_header_size", t.MaxResponseHeaderSize},
+		{"dial_timeout", int64(t.DialTimeout)},
+		{"max_conn_age", int64(t.MaxConnAge)},
+	} {
+		if n.value < 0 {
+			return fmt.Errorf("transport.%s must not be negative (leave it out for the default)", n.name)
+		}
+	}
+	if k := t.KeepAlive; k != nil {
+		if k.Interval > 0 && time.Duration(k.Interval) < time.Second {
+			return fmt.Errorf("transport.keep_alive.interval is %v; the shortest is 1s, and stock gRPC servers tolerate no less than 5m", time.Duration(k.Interval))
+		}
+		if k.Timeout < 0 {
+			return fmt.Errorf("transport.keep_alive.timeout is %v; it must not be negative", time.Duration(k.Timeout))
+		}
+	}
+	return nil
+}
+
+func parseLocalAddress(s string) (net.Addr, error) {
+	if s == "" {
+		return nil, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = s, "0"
+	}
+	ip := net.ParseIP(host)
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if ip == nil || perr != nil {
+		return nil, fmt.Errorf("local_address %q is not an IP address of this machine, with or without a port", s)
+	}
+	return &net.TCPAddr{IP: ip, Port: int(n)}, nil
+}
+
+func (r *Resolver) resolver() (*net.Resolver, error) {
+	if r == nil || len(r.Addresses) == 0 {
+		return nil, nil
+	}
+	addrs := make([]string, len(r.Addresses))
+	for i, a := range r.Addresses {
+		na, err := caddy.ParseNetworkAddressWithDefaults(a, "udp", 53)
+		if err != nil || na.PortRangeSize() != 1 || na.Host == "" {
+			return nil, fmt.Errorf("resolver address %q is not host:port of one DNS server", a)
+		}
+		addrs[i] = na.JoinHostPort(0)
+	}
+	return &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addrs[rand.IntN(len(addrs))]) //nolint:gosec // spreading load
+		},
+	}, nil
+}
+
+// identities gives equal transports the same name and different ones different names, by what the settings led to: a
+// certificate or CA file that changed on disk makes another transport, though the configuration reads the same.
+var identities identityList
+
+type identityList struct {
+	mu   sync.Mutex
+	next int
+	list []identity
+}
+
+type identity struct {
+	name string
+	raw  []byte
+	tls  *tls.Config
+}
+
+// maxIdentities bounds the list; a forgotten transport merely dials anew at the next reload.
+const maxIdentities = 256
+
+func (l *identityList) of(raw []byte, cfg *tls.Config) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range l.list {
+		if bytes.Equal(id.raw, raw) && sameTLS(id.tls, cfg) {
+			return id.name
+		}
+	}
+	l.next++
+	id := identity{name: strconv.Itoa(l.next), raw: raw, tls: cfg}
+	if len(l.list) >= maxIdentities {
+		l.list = slices.Delete(l.list, 0, 1)
+	}
+	l.list = append(l.list, id)
+	return id.name
+}
+
+func sameTLS(a, b *tls.Config) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	if len(a.Certificates) != len(b.Certificates) || (a.RootCAs == nil) != (b.RootCAs == nil) {
+		return false
+	}
+	if a.RootCAs != nil && !a.RootCAs.Equal(b.RootCAs) {
+		return false
+	}
+	for i := range a.Certificates {
+		if !slices.EqualFunc(a.Certificates[i].Certificate, b.Certificates[i].Certificate, bytes.Equal) {
+			return false
+		}
+	}
+	return true
+}
