@@ -45,17 +45,17 @@ type exchange struct {
 
 	send sender
 
-	mu      sync.Mutex
-	att     *attempt // whose events count, nil between attempts
-	in      inbox
-	pumping bool
-	waiting bool               // the responder waits for notify
-	notify  chan struct{}      // capacity 1
-	done    chan struct{}      // closed when a responder of its own is through; nil if there is none
-	writing bool               // the responder is inside a write to the client
-	over    bool               // the call has its result; later events mean nothing
-	panicked any               // what a responder of its own panicked with
-	timer   *time.Timer
+	mu       sync.Mutex
+	att      *attempt // whose events count, nil between attempts
+	in       inbox
+	pumping  bool
+	waiting  bool          // the responder waits for notify
+	notify   chan struct{} // capacity 1
+	done     chan struct{} // closed when a responder of its own is through; nil if there is none
+	writing  bool          // the responder is inside a write to the client
+	over     bool          // the call has its result; later events mean nothing
+	panicked any           // what a responder of its own panicked with
+	timer    *time.Timer
 
 	waitCtx    context.Context // bounds waits for a connection; nil until one is needed
 	cancelWait context.CancelFunc

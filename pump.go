@@ -42,10 +42,10 @@ type sender struct {
 	keep bool
 	// committed is set by the responder, which must not wait for mu: a pump that is blocked by flow control holds it.
 	committed atomic.Bool
-	eof      bool
-	trailers []h2.Field
-	stopped  bool
-	framing  grpcwire.Framing
+	eof       bool
+	trailers  []h2.Field
+	stopped   bool
+	framing   grpcwire.Framing
 }
 
 func (s *sender) init(x *exchange) {
