@@ -79,6 +79,11 @@ func (e *encoder) field(dst []byte, f Field) []byte {
 	}
 	mode := indexing(f)
 	size := uint32(len(f.Name) + len(f.Value) + 32)
+	if mode == indexSkip && size <= e.max/8 && !e.hasName(f.Name) {
+		// The first of its kind gets a place after all, for the others' sake: they refer to its name, which saves
+		// most of their bytes and the decoder a string.
+		mode = indexAdd
+	}
 	if mode != indexAdd || size > e.max/2 {
 		// A literal that will not be remembered is paid for with every request: plain bytes cost less time on both
 		// sides than Huffman codes, and more only on the wire.
@@ -121,6 +126,15 @@ func (e *encoder) add(f Field, size uint32, pair, name uint64) {
 
 // index is the wire index of an entry: the newest comes right after the static table.
 func (e *encoder) index(seq uint64) uint64 { return 61 + e.next - seq }
+
+// hasName tells whether a name can be written by index.
+func (e *encoder) hasName(name string) bool {
+	if staticNames[name] != 0 {
+		return true
+	}
+	seq := e.byName[maphash.String(encSeed, name)%uint64(len(e.byName))]
+	return seq >= e.first && seq < e.next && e.ents[seq%uint64(len(e.ents))].name == name
+}
 
 // name appends the start of a literal: the pattern, and the name by index where it has one.
 func (e *encoder) name(dst []byte, name string, pattern byte, bits uint8) []byte {

@@ -60,6 +60,16 @@ func (in *input) release() {
 	}
 }
 
+// fit exchanges an empty buffer whose size does not suit the traffic, for connections that hold it while they wait.
+func (in *input) fit() {
+	if in.buf == nil || in.r != in.w {
+		return
+	}
+	if small := len(in.buf.b) < bigRead; small != (in.quiet >= patience) {
+		in.drop()
+	}
+}
+
 func (in *input) drop() {
 	if in.buf != nil && len(in.buf.b) == bigRead {
 		inBuffers.Put(in.buf)
@@ -127,9 +137,9 @@ func (c *Conn) fill() error {
 	n, err := c.nc.Read(in.free())
 	in.w += n
 	in.got = n
-	if in.r == 0 && len(in.buf.b) == bigRead && n < smallRead {
+	if n < smallRead/2 {
 		in.quiet++
-	} else if n > smallRead/2 {
+	} else {
 		in.quiet = 0
 	}
 	if n > 0 {
@@ -167,8 +177,8 @@ func (c *Conn) serve() error {
 		if err := c.batch(); err != nil {
 			c.end(err, err.Kind != KindNotHTTP2)
 		}
-		if in.r == in.w && (in.quiet >= patience || c.sock.rawIn) {
-			in.release()
+		if !c.sock.rawIn {
+			in.fit()
 		}
 		if c.cfg.OnBatch != nil {
 			c.cfg.OnBatch(c)

@@ -125,8 +125,11 @@ func (k *socket) arm() {
 
 // wrap gives an errno the form the net package gives it.
 func (k *socket) wrap(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	var no syscall.Errno
-	if err == nil || !errors.As(err, &no) {
+	if !errors.As(err, &no) {
 		return err
 	}
 	return &net.OpError{Op: op, Net: k.nc.LocalAddr().Network(), Source: k.nc.LocalAddr(), Addr: k.nc.RemoteAddr(),
