@@ -46,11 +46,15 @@ type Endpoint struct {
 // conn is one connection in the pool.
 type conn struct {
 	*h2.Conn
-	// used tells whether a stream was opened since the idle check last looked.
-	used  atomic.Bool
-	quiet int
-	idle  *time.Timer
-	age   *time.Timer
+	// used tells whether a stream was ever opened on it.
+	used atomic.Bool
+	age  *time.Timer
+}
+
+func (c *conn) stopTimer() {
+	if c.age != nil {
+		c.age.Stop()
+	}
 }
 
 // Pool is the process's endpoints.
@@ -155,13 +159,15 @@ func (e *Endpoint) dialInBackground() {
 	e.backoff.resetLocked()
 	e.State.Clear(upstream.Backoff)
 	if e.released {
-		hc.Shutdown()
 		e.failQueueLocked(e.releasedError())
+		go hc.Shutdown()
 		return
 	}
 	conns := append(slices.Clone(*e.conns.Load()), c)
 	e.conns.Store(&conns)
-	e.superviseLocked(c)
+	if e.cfg.MaxAge > 0 {
+		c.age = time.AfterFunc(jitter(e.cfg.MaxAge, 0.1), func() { e.retire(c) })
+	}
 	select {
 	case <-hc.Done(): // its OnClose came before it was in the list
 		e.removeLocked(c)
@@ -185,6 +191,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 		PingInterval:       ping,
 		PingTimeout:        e.cfg.PingTimeout,
 		PingWithoutStreams: e.cfg.PingWithoutStreams,
+		IdleTimeout:        max(e.cfg.IdleTimeout, 0),
 		OnCapacity:         func(*h2.Conn) { e.capacity() },
 		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
 		OnClose:            func(_ *h2.Conn, err *h2.Error) { e.closed(c, err) },
@@ -220,22 +227,20 @@ func (e *Endpoint) goneAway(c *conn, err *h2.Error) {
 func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if c.idle != nil {
-		c.idle.Stop()
-	}
-	if c.age != nil {
-		c.age.Stop()
-	}
+	c.stopTimer()
 	if e.removeLocked(c) {
 		e.cfg.Logger.Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
-		e.replaceLocked(c)
+		if err.Kind != h2.KindLocal { // else it was idle
+			e.replaceLocked(c)
+		}
 	}
 }
 
-// replaceLocked dials anew if the last connection went away and was in use: the next call finds it ready, and an
-// endpoint that is down is known to be before the next call meets it.
+// replaceLocked dials anew if the last connection went away and was of use: the next call finds it ready, and an
+// endpoint that is down is known to be before the next call meets it. A replacement that nobody used is not replaced,
+// so that a server which closes idle connections is not dialled for ever.
 func (e *Endpoint) replaceLocked(c *conn) {
-	if len(e.queue) > 0 || len(*e.conns.Load()) == 0 && (c.used.Load() || c.quiet == 0) {
+	if len(e.queue) > 0 || len(*e.conns.Load()) == 0 && c.used.Load() {
 		e.startDialLocked()
 	}
 }
@@ -251,41 +256,15 @@ func (e *Endpoint) removeLocked(c *conn) bool {
 	return true
 }
 
-// superviseLocked starts the connection's idle and age timers.
-func (e *Endpoint) superviseLocked(c *conn) {
-	if e.cfg.IdleTimeout > 0 {
-		c.used.Store(true)
-		c.idle = time.AfterFunc(e.cfg.IdleTimeout/2, func() { e.checkIdle(c) })
-	}
-	if e.cfg.MaxAge > 0 {
-		c.age = time.AfterFunc(jitter(e.cfg.MaxAge, 0.1), func() { e.retire(c) })
-	}
-}
-
-// checkIdle runs twice per idle timeout and closes the connection at the second quiet look in a row.
-func (e *Endpoint) checkIdle(c *conn) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if c.used.Swap(false) || c.Streams() > 0 {
-		c.quiet = 0
-	} else {
-		c.quiet++
-	}
-	if c.quiet < 2 {
-		c.idle.Reset(e.cfg.IdleTimeout / 2)
-		return
-	}
-	if e.removeLocked(c) {
-		c.Shutdown()
-	}
-}
-
 // retire takes an old connection out of use; its streams finish.
 func (e *Endpoint) retire(c *conn) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.removeLocked(c) {
+	removed := e.removeLocked(c)
+	if removed {
 		e.replaceLocked(c)
+	}
+	e.mu.Unlock()
+	if removed {
 		c.Shutdown()
 	}
 }
@@ -294,20 +273,17 @@ func (e *Endpoint) retire(c *conn) {
 // last streams end. Calls that are still under way there may go on and even open streams.
 func (e *Endpoint) Destruct() error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.released = true
 	e.backoff.resetLocked()
-	for _, c := range *e.conns.Load() {
-		for _, t := range []*time.Timer{c.idle, c.age} {
-			if t != nil {
-				t.Stop()
-			}
-		}
-		c.Shutdown()
-	}
+	conns := *e.conns.Load()
 	e.conns.Store(new([]*conn))
 	if len(e.queue) == 0 {
 		e.stop()
+	}
+	e.mu.Unlock()
+	for _, c := range conns { // without mu: connections may call back
+		c.stopTimer()
+		c.Shutdown()
 	}
 	return nil
 }

@@ -19,16 +19,13 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 		timer *time.Timer
 	)
 	for {
-		e.mu.Lock()
-		if w != nil || len(e.queue) == 0 {
+		// Without mu: a connection may call back from OpenStream.
+		if w != nil || e.waiting.Load() == 0 {
 			if s := e.tryOpen(fields, end, recv); s != nil {
-				e.mu.Unlock()
-				if timer != nil {
-					timer.Stop()
-				}
 				return s, nil
 			}
 		}
+		e.mu.Lock()
 		if err := e.mayWaitLocked(w != nil); err != nil {
 			e.mu.Unlock()
 			if err.Kind == KindLocal {
