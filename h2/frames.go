@@ -17,6 +17,13 @@ type frameHeader struct {
 	id     uint32
 }
 
+func parseHeader(b []byte) frameHeader {
+	return frameHeader{
+		length: int(b[0])<<16 | int(b[1])<<8 | int(b[2]), t: http2.FrameType(b[3]), flags: http2.Flags(b[4]),
+		id: be32(b[5:]) & maxStreamID,
+	}
+}
+
 func be32(p []byte) uint32 { return binary.BigEndian.Uint32(p) }
 
 // handle handles one frame. The error ends the connection.

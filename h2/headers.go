@@ -23,19 +23,25 @@ const (
 	maxEmptyContinuations = 4
 )
 
+// fragment strips padding and priority from HEADERS (RFC 9113 section 6.2).
+func fragment(f frameHeader, p []byte) ([]byte, *Error) {
+	p, bad := payload(f, p)
+	if bad != nil || !f.flags.Has(http2.FlagHeadersPriority) {
+		return p, bad
+	}
+	if len(p) < 5 {
+		return nil, violation(FrameSizeError, "HEADERS too short for its priority")
+	}
+	return p[5:], nil
+}
+
 func (c *Conn) onHeaders(f frameHeader, p []byte) *Error {
 	if f.id == 0 {
 		return violation(ProtocolError, "HEADERS on stream 0")
 	}
-	p, bad := payload(f, p)
+	p, bad := fragment(f, p)
 	if bad != nil {
 		return bad
-	}
-	if f.flags.Has(http2.FlagHeadersPriority) {
-		if len(p) < 5 {
-			return violation(FrameSizeError, "HEADERS too short for its priority")
-		}
-		p = p[5:]
 	}
 	end := f.flags.Has(http2.FlagHeadersEndStream)
 	if f.flags.Has(http2.FlagHeadersEndHeaders) {

@@ -2,7 +2,6 @@ package h2
 
 import (
 	"bytes"
-	"encoding/binary"
 	"io"
 	"sync"
 	"time"
@@ -219,10 +218,7 @@ func (c *Conn) batch() *Error {
 			in.need(headerLen)
 			return nil
 		}
-		f := frameHeader{
-			length: int(b[0])<<16 | int(b[1])<<8 | int(b[2]), t: http2.FrameType(b[3]), flags: http2.Flags(b[4]),
-			id: binary.BigEndian.Uint32(b[5:]) & maxStreamID,
-		}
+		f := parseHeader(b)
 		if f.length > int(c.cfg.MaxFrameSize) {
 			return violation(FrameSizeError, "frame larger than MAX_FRAME_SIZE")
 		}

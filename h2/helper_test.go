@@ -1,0 +1,211 @@
+package h2
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
+// recorder is a receiver that tells what it gets as lines of text.
+type recorder struct {
+	t    testing.TB
+	hold bool // give no credit
+	ev   chan string
+
+	mu  sync.Mutex
+	s   *Stream
+	err *Error
+}
+
+func newRecorder(t testing.TB) *recorder { return &recorder{t: t, ev: make(chan string, 10000)} }
+
+func text(fields []Field) string {
+	var b strings.Builder
+	for _, f := range fields {
+		fmt.Fprintf(&b, " %s=%s", f.Name, f.Value)
+	}
+	return b.String()
+}
+
+func (r *recorder) tell(s *Stream, format string, args ...any) {
+	r.mu.Lock()
+	r.s = s
+	r.mu.Unlock()
+	r.ev <- fmt.Sprintf(format, args...)
+}
+
+func (r *recorder) RecvHead(s *Stream, f []Field, end bool) { r.tell(s, "head%s %t", text(f), end) }
+func (r *recorder) RecvTrailers(s *Stream, f []Field)       { r.tell(s, "trailers%s", text(f)) }
+func (r *recorder) RecvWriteReady(s *Stream)                { r.tell(s, "ready") }
+func (r *recorder) RecvData(s *Stream, p []byte, end bool) {
+	if !r.hold {
+		s.Consumed(len(p))
+	}
+	r.tell(s, "data %d %t", len(p), end)
+}
+
+func (r *recorder) RecvReset(s *Stream, err *Error) {
+	r.mu.Lock()
+	if r.err != nil {
+		r.t.Errorf("RecvReset twice: %v, then %v", r.err, err)
+	}
+	r.err = err
+	r.mu.Unlock()
+	r.tell(s, "reset %s %s remote=%t unprocessed=%t", err.Kind, err.Code, err.Remote, err.Unprocessed)
+}
+
+func (r *recorder) stream() *Stream {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.s
+}
+
+// want takes the next line.
+func (r *recorder) want(line string) {
+	r.t.Helper()
+	select {
+	case got := <-r.ev:
+		if got != line {
+			r.t.Fatalf("got %q, want %q", got, line)
+		}
+	case <-time.After(patienceOfTests):
+		r.t.Fatalf("nothing came, want %q", line)
+	}
+}
+
+// none makes sure that nothing more has come; what could bring something must have happened.
+func (r *recorder) none() {
+	r.t.Helper()
+	select {
+	case got := <-r.ev:
+		r.t.Fatalf("got %q, want nothing", got)
+	default:
+	}
+}
+
+// clientAgainst joins an engine in the client role with a raw server, SETTINGS exchanged.
+func clientAgainst(t *testing.T, cfg Config, opts ...wiretest.Options) (*Conn, *wiretest.Conn) {
+	t.Helper()
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, opts...)
+	nc, err := net.Dial("tcp", l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := Client(nc, cfg)
+	t.Cleanup(func() { closeAndWait(t, c) })
+	return c, l.Accept(opts...)
+}
+
+func closeAndWait(t testing.TB, c *Conn) {
+	c.Close(NoError, "")
+	wait(t, c.Done())
+}
+
+// calls collects the streams an engine in the server role accepts.
+type calls struct {
+	t      testing.TB
+	heads  chan string
+	rec    chan *recorder
+	stream chan *Stream
+	hold   bool
+}
+
+func newCalls(t testing.TB) *calls {
+	return &calls{t: t, heads: make(chan string, 1000), rec: make(chan *recorder, 1000), stream: make(chan *Stream, 1000)}
+}
+
+func (a *calls) accept(s *Stream, fields []Field, end bool) Receiver {
+	r := newRecorder(a.t)
+	r.s, r.hold = s, a.hold
+	a.heads <- fmt.Sprintf("%s %t", strings.TrimSpace(text(fields)), end)
+	a.rec <- r
+	a.stream <- s
+	return r
+}
+
+func (a *calls) next() (*recorder, *Stream, string) {
+	a.t.Helper()
+	select {
+	case h := <-a.heads:
+		return <-a.rec, <-a.stream, h
+	case <-time.After(patienceOfTests):
+		a.t.Fatal("no call came")
+		return nil, nil, ""
+	}
+}
+
+// serverAgainst joins an engine in the server role with a raw client.
+func serverAgainst(t *testing.T, cfg Config, accept func(*Stream, []Field, bool) Receiver, opts ...wiretest.Options) (*Conn, *wiretest.Conn) {
+	t.Helper()
+	wiretest.CheckLeaks(t)
+	addr, conns := serve(t, cfg, accept)
+	p := wiretest.Dial(t, addr, nil, opts...)
+	return <-conns, p
+}
+
+// serve listens with engines in the server role.
+func serve(t testing.TB, cfg Config, accept func(*Stream, []Field, bool) Receiver) (addr string, conns chan *Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns = make(chan *Conn, 100)
+	var all []*Conn
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c := Server(nc, cfg, accept)
+			all = append(all, c)
+			conns <- c
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+		for _, c := range all {
+			closeAndWait(t, c)
+		}
+	})
+	return l.Addr().String(), conns
+}
+
+func mustOpen(t testing.TB, c *Conn, end bool, r Receiver) *Stream {
+	t.Helper()
+	s, err := c.OpenStream(requestHead, end, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// until waits for something that will become true.
+func until(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patienceOfTests); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("timed out waiting: %s", what)
+		}
+	}
+}
+
+func expectGoAway(t testing.TB, p *wiretest.Conn, code http2.ErrCode) wiretest.Frame {
+	t.Helper()
+	f := p.ExpectGoAway()
+	if f.Code != code {
+		t.Fatalf("GOAWAY %s %q, want %s", f.Code, f.Data, code)
+	}
+	return f
+}
