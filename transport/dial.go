@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
@@ -63,7 +64,8 @@ func (e *Endpoint) handshake(ctx context.Context, nc net.Conn) (net.Conn, *Error
 	}
 	tc := tls.Client(nc, e.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
-		if alert := new(tls.AlertError); errors.As(err, alert) && *alert == 120 { // no_application_protocol, RFC 7301
+		// RFC 7301 section 3.2: no_application_protocol. crypto/tls has no type for alerts it receives.
+		if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "no application protocol") {
 			return nil, e.dialError(KindALPN, errNoH2)
 		}
 		if rec := new(tls.RecordHeaderError); errors.As(err, rec) {
