@@ -204,6 +204,11 @@ func (c *Conn) batch() *Error {
 		in.r += n
 	}
 	for !c.stop.Load() {
+		if in.frames%framesPerLook == framesPerLook-1 {
+			c.mu.Lock()
+			c.stallLocked()
+			c.unlock()
+		}
 		b := in.buf.b[in.r:in.w]
 		if !in.begun {
 			// The first frame must be SETTINGS (RFC 9113 section 3.4); who speaks something else is told apart early.
@@ -234,8 +239,7 @@ func (c *Conn) batch() *Error {
 	return nil
 }
 
-// endBatch flushes, and waits while the peer makes us write but does not read itself. It returns false when the
-// connection is over.
+// endBatch flushes. It returns false when the connection is over.
 func (c *Conn) endBatch() bool {
 	c.mu.Lock()
 	c.inBatch = false
@@ -252,6 +256,17 @@ func (c *Conn) endBatch() bool {
 	}
 	c.flushLocked()
 	c.mu.Lock()
+	c.stallLocked()
+	over := c.over != nil
+	c.unlock()
+	return !over
+}
+
+// framesPerLook is how many frames are handled between two looks at what they made us write.
+const framesPerLook = 32
+
+// stallLocked makes the reader wait while the peer makes us write but does not read itself.
+func (c *Conn) stallLocked() {
 	for c.pendingLocked() > 2*c.cfg.MaxPending && c.over == nil && c.writeErr == nil {
 		if !c.flushing {
 			c.flushing = true
@@ -264,9 +279,6 @@ func (c *Conn) endBatch() bool {
 		c.cond.Wait()
 	}
 	c.stalled = false
-	over := c.over != nil
-	c.unlock()
-	return !over
 }
 
 // FlushAfter flushes another connection once, at the end of c's current batch of frames. It may be called on c's

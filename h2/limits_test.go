@@ -1,0 +1,359 @@
+package h2
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
+// calmed expects that the connection was closed as an attack.
+func calmed(t *testing.T, c *Conn, p *wiretest.Conn) Stats {
+	t.Helper()
+	wait(t, c.Done())
+	if e := c.Err(); e.Kind != KindProtocol || e.Code != EnhanceYourCalm {
+		t.Fatalf("ended with %v", e)
+	}
+	expectGoAway(t, p, http2.ErrCodeEnhanceYourCalm)
+	st := c.Stats()
+	if st.FloodsStopped != 1 {
+		t.Errorf("%+v", st)
+	}
+	return st
+}
+
+// flood repeats f until the connection is over.
+func flood(t *testing.T, c *Conn, p *wiretest.Conn, f func(i int)) Stats {
+	t.Helper()
+	for i := 0; c.Err() == nil; i++ {
+		if i > 100000 {
+			t.Fatal("nothing stops it")
+		}
+		p.Batch(func() {
+			for range 50 {
+				f(i)
+			}
+		})
+	}
+	return calmed(t, c, p)
+}
+
+func TestFloods(t *testing.T) {
+	for name, tt := range map[string]struct {
+		frame func(p *wiretest.Conn) func(int)
+		count func(Stats) uint64
+		most  uint64
+	}{
+		"SETTINGS": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteSettings() } },
+			func(s Stats) uint64 { return s.SettingsIn }, 200},
+		"PING": {func(p *wiretest.Conn) func(int) { return func(int) { p.WritePing(false, [8]byte{}) } },
+			func(s Stats) uint64 { return s.PingsIn }, 1000},
+		"empty DATA": {func(p *wiretest.Conn) func(int) {
+			p.Open(wiretest.Request("a", "/s/m"), false)
+			return func(int) { p.WriteData(1, nil, false) }
+		}, func(s Stats) uint64 { return s.EmptyData }, 200},
+		"WINDOW_UPDATE": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteWindowUpdate(0, 1) } },
+			func(s Stats) uint64 { return s.WindowUpdatesIn }, 40000},
+		"PRIORITY": {func(p *wiretest.Conn) func(int) {
+			return func(int) { p.WriteFrame(http2.FramePriority, 0, 1, make([]byte, 5)) }
+		}, func(s Stats) uint64 { return s.Ignored }, 40000},
+		"unknown frames": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteFrame(0xfa, 0, 0, nil) } },
+			func(s Stats) uint64 { return s.Ignored }, 40000},
+		"rapid reset": {func(p *wiretest.Conn) func(int) {
+			return func(int) { p.WriteReset(p.Open(wiretest.Request("a", "/s/m"), true), http2.ErrCodeCancel) }
+		}, func(s Stats) uint64 { return s.PrematureResets }, 1500},
+		"made you reset: WINDOW_UPDATE of 0": {func(p *wiretest.Conn) func(int) {
+			return func(int) { p.WriteWindowUpdate(p.Open(wiretest.Request("a", "/s/m"), true), 0) }
+		}, func(s Stats) uint64 { return s.InducedResets }, 1500},
+		"made you reset: malformed, with an empty block": {func(p *wiretest.Conn) func(int) {
+			id := uint32(1)
+			return func(int) { p.WriteHeaderBlock(id, nil, true, true); id += 2 }
+		}, func(s Stats) uint64 { return s.InducedResets }, 1500},
+		"made you reset: DATA on closed streams": {func(p *wiretest.Conn) func(int) {
+			return func(int) {
+				id := p.Open(wiretest.Request("a", "/s/m"), true)
+				p.WriteReset(id, http2.ErrCodeCancel)
+				p.WriteData(id, nil, true)
+			}
+		}, func(s Stats) uint64 { return s.InducedResets }, 1500},
+		"above MAX_CONCURRENT_STREAMS": {func(p *wiretest.Conn) func(int) {
+			return func(int) { p.Open(wiretest.Request("a", "/s/m"), false) }
+		}, func(s Stats) uint64 { return s.Refused }, 2000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, p := serverAgainst(t, Config{}, func(*Stream, []Field, bool) Receiver { return &sink{} },
+				wiretest.Options{DiscardData: true})
+			p.ExpectSettingsAck()
+			st := flood(t, c, p, tt.frame(p))
+			if n := tt.count(st); n == 0 || n > tt.most {
+				t.Errorf("counted %d, want 1 to %d: %+v", n, tt.most, st)
+			}
+		})
+	}
+}
+
+// A client whose calls all run into deadlines, at a rate no attacker would be content with, is left alone.
+func TestCancelledCallsAreNoAttack(t *testing.T) {
+	c, p := serverAgainst(t, Config{}, func(s *Stream, _ []Field, _ bool) Receiver {
+		_ = s.WriteHeaders(responseHead, false)
+		return &sink{}
+	})
+	for range 3000 {
+		p.WriteReset(p.Open(wiretest.Request("a", "/s/m"), true), http2.ErrCodeCancel)
+	}
+	p.Barrier()
+	if st := c.Stats(); c.Err() != nil || st.ResetsIn != 3000 || st.PrematureResets != 0 {
+		t.Errorf("%v %+v", c.Err(), st)
+	}
+}
+
+func TestContinuationFlood(t *testing.T) {
+	for name, tt := range map[string]struct {
+		piece int
+		most  uint64
+	}{"empty": {0, 10}, "tiny": {1, 300}, "large": {16384, 3}} {
+		t.Run(name, func(t *testing.T) {
+			c, p := serverAgainst(t, Config{MaxHeaderListSize: 8 << 10}, acceptEcho)
+			p.Barrier() // the SETTINGS acknowledgement is out and cannot come in between
+			p.WriteHeaderBlock(1, nil, true, false)
+			piece := bytes.Repeat([]byte{0}, tt.piece)
+			st := flood(t, c, p, func(int) { p.WriteContinuation(1, piece, false) })
+			if st.Continuations == 0 || st.Continuations > tt.most {
+				t.Errorf("%d CONTINUATION frames", st.Continuations)
+			}
+		})
+	}
+}
+
+func TestHeaderListSize(t *testing.T) {
+	large := wiretest.Request("a", "/s/m", "x-indexed", "1", "x-large", strings.Repeat("x", 9000), "x-last", "2")
+	t.Run("request", func(t *testing.T) {
+		a := newCalls(t)
+		c, p := serverAgainst(t, Config{MaxHeaderListSize: 8 << 10}, a.accept)
+		if h := p.CollectAll(p.Open(large, false)); h.Sequence() != "HEADERS+END_STREAM RST_STREAM(NO_ERROR)" || h.Get(":status") != "" && wiretest.Get(h.Head, ":status") != "431" {
+			t.Errorf("%s %v", h.Sequence(), h.Head)
+		}
+		// The table is in step: the field after the large one was indexed too.
+		p.Open(wiretest.Request("a", "/s/m", "x-indexed", "1", "x-last", "2"), true)
+		if _, _, head := a.next(); !strings.HasSuffix(head, "x-indexed=1 x-last=2 true") {
+			t.Error(head)
+		}
+		if st := c.Stats(); st.OversizedHeaders != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("request, own answer", func(t *testing.T) {
+		_, p := serverAgainst(t, Config{MaxHeaderListSize: 8 << 10, OnOversized: func(s *Stream, f []Field) {
+			_ = s.WriteHeaders([]Field{{Name: ":status", Value: "200"}, {Name: "grpc-status", Value: "8"}, {Name: "path", Value: f[2].Value}}, true)
+		}}, acceptEcho)
+		if h := p.CollectAll(p.Open(large, true)); h.Sequence() != "HEADERS+END_STREAM" || wiretest.Get(h.Head, "path") != "/s/m" {
+			t.Errorf("%s %v", h.Sequence(), h.Head)
+		}
+	})
+	t.Run("response", func(t *testing.T) {
+		c, p := clientAgainst(t, Config{MaxHeaderListSize: 8 << 10})
+		r := newRecorder(t)
+		mustOpen(t, c, true, r)
+		c.Flush()
+		p.ExpectHeaders()
+		p.WriteHeaders(1, wiretest.Head(), false)
+		p.WriteHeaders(1, wiretest.Fields("x", strings.Repeat("x", 9000)), true)
+		r.want("head" + text(wiretest.Head()) + " false")
+		r.want("reset header_list_size CANCEL remote=false unprocessed=false")
+		if code := p.ExpectReset(1); code != http2.ErrCodeCancel {
+			t.Error(code)
+		}
+	})
+	t.Run("many references to one entry", func(t *testing.T) {
+		// 4,000 bytes on the wire that stand for 16 MB.
+		c, p := serverAgainst(t, Config{MaxHeaderListSize: 64 << 10}, acceptEcho)
+		block := p.Encode(wiretest.Request("a", "/s/m", "x-bomb", strings.Repeat("x", 4000)))
+		block = append(block, bytes.Repeat([]byte{0x80 | 62}, 4000)...)
+		p.WriteHeaderBlock(1, block, true, true)
+		if h := p.Collect(1); wiretest.Get(h.Head, ":status") != "431" {
+			t.Errorf("%s %v", h.Sequence(), h.Head)
+		}
+		if c.Err() != nil {
+			t.Error(c.Err())
+		}
+	})
+	t.Run("1 MiB passes", func(t *testing.T) {
+		client, _ := pair(t, Config{}, Config{}, func(s *Stream, f []Field, _ bool) Receiver {
+			_ = s.WriteHeaders([]Field{{Name: ":status", Value: "200"}, f[len(f)-1]}, true)
+			return nil
+		})
+		b := NewBlocking()
+		if _, err := client.OpenStream(append(requestHead[:6:6], Field{Name: "x", Value: strings.Repeat("y", 1000_000)}), true, b); err != nil {
+			t.Fatal(err)
+		}
+		client.Flush()
+		head, err := b.WaitHead(testContext(t))
+		if err != nil || len(head[1].Value) != 1000_000 {
+			t.Error(err)
+		}
+	})
+}
+
+func TestMaxConcurrentStreams(t *testing.T) {
+	a := newCalls(t)
+	c, p := serverAgainst(t, Config{MaxStreams: 2}, a.accept)
+	p.Open(wiretest.Request("a", "/1"), false)
+	half := p.Open(wiretest.Request("a", "/2"), true) // half-closed ones count
+	third := p.Open(wiretest.Request("a", "/3"), true)
+	if code := p.ExpectReset(third); code != http2.ErrCodeRefusedStream {
+		t.Error(code)
+	}
+	a.next()
+	_, s, _ := a.next()
+	_ = s.WriteHeaders(responseHead, true)
+	c.Flush()
+	p.Collect(half)
+	p.Open(wiretest.Request("a", "/4"), true)
+	if _, _, head := a.next(); !strings.Contains(head, ":path=/4") {
+		t.Error(head)
+	}
+	if c.Err() != nil || c.Stats().Refused != 1 {
+		t.Error(c.Err())
+	}
+}
+
+func TestTimeouts(t *testing.T) {
+	short := Config{SettingsTimeout: 50 * time.Millisecond}
+	over := func(t *testing.T, c *Conn, code ErrCode, debug string) {
+		t.Helper()
+		wait(t, c.Done())
+		if e := c.Err(); e.Kind != KindTimeout || e.Code != code || e.Debug != debug {
+			t.Errorf("%v", e)
+		}
+	}
+	t.Run("no preface", func(t *testing.T) {
+		addr, conns := serve(t, short, acceptEcho)
+		nc := wiretest.DialRaw(t, addr)
+		over(t, <-conns, SettingsTimeout, "no SETTINGS from the peer")
+		if b, err := io.ReadAll(nc); err != nil || len(b) == 0 {
+			t.Error("no GOAWAY", b, err)
+		}
+		nc.Close()
+	})
+	t.Run("no SETTINGS", func(t *testing.T) {
+		c, p := clientAgainst(t, short, wiretest.Options{NoSettings: true, NoSettingsAck: true})
+		r := newRecorder(t)
+		mustOpen(t, c, true, r)
+		c.Flush()
+		expectGoAway(t, p, http2.ErrCodeSettingsTimeout)
+		over(t, c, SettingsTimeout, "no SETTINGS from the peer")
+		r.want("reset timeout SETTINGS_TIMEOUT remote=false unprocessed=false")
+	})
+	t.Run("no acknowledgement", func(t *testing.T) {
+		c, p := clientAgainst(t, short, wiretest.Options{NoSettingsAck: true})
+		expectGoAway(t, p, http2.ErrCodeSettingsTimeout)
+		over(t, c, SettingsTimeout, "the peer does not acknowledge SETTINGS")
+	})
+	t.Run("unfinished header block", func(t *testing.T) {
+		c, p := serverAgainst(t, short, acceptEcho)
+		p.Barrier()
+		p.WriteHeaderBlock(1, []byte{0x82}, true, false)
+		expectGoAway(t, p, http2.ErrCodeEnhanceYourCalm)
+		over(t, c, EnhanceYourCalm, "unfinished header block")
+	})
+	t.Run("all is well", func(t *testing.T) {
+		c, p := serverAgainst(t, short, acceptEcho)
+		p.ExpectSettingsAck()
+		until(t, "acknowledged", func() bool { return c.Stats().SettingsAcked })
+		time.Sleep(2 * short.SettingsTimeout) // it is this time that must not end it
+		p.Barrier()
+	})
+}
+
+func TestKeepalive(t *testing.T) {
+	cfg := Config{PingInterval: 30 * time.Millisecond, PingTimeout: 50 * time.Millisecond}
+	t.Run("answered", func(t *testing.T) {
+		c, p := clientAgainst(t, cfg)
+		mustOpen(t, c, true, newRecorder(t))
+		c.Flush()
+		for range 5 {
+			p.ExpectPing()
+		}
+		if c.Err() != nil {
+			t.Error(c.Err())
+		}
+	})
+	t.Run("unanswered", func(t *testing.T) {
+		c, p := clientAgainst(t, cfg, wiretest.Options{NoPingAck: true})
+		r := newRecorder(t)
+		mustOpen(t, c, true, r)
+		c.Flush()
+		p.ExpectPing()
+		r.want("reset timeout NO_ERROR remote=false unprocessed=false")
+		wait(t, c.Done())
+		if e := c.Err().Error(); e != "timeout: no answer to a keepalive PING" {
+			t.Error(e)
+		}
+	})
+	t.Run("not without streams", func(t *testing.T) {
+		c, p := clientAgainst(t, cfg)
+		<-c.Ready()
+		time.Sleep(3 * cfg.PingInterval) // time in which a PING would be sent
+		p.Barrier()
+		for _, f := range p.Untaken(0) {
+			if f.Type == http2.FramePing && !f.Ack() {
+				t.Error("PING without streams")
+			}
+		}
+	})
+	t.Run("without streams, permitted", func(t *testing.T) {
+		cfg := cfg
+		cfg.PingWithoutStreams = true
+		_, p := clientAgainst(t, cfg)
+		p.ExpectPing()
+	})
+}
+
+func TestIdleTimeout(t *testing.T) {
+	idle := make(chan struct{}, 10)
+	c, p := clientAgainst(t, Config{IdleTimeout: 60 * time.Millisecond, OnIdle: func(*Conn) { idle <- struct{}{} }})
+	r := newRecorder(t)
+	mustOpen(t, c, true, r)
+	c.Flush()
+	p.ExpectHeaders()
+	time.Sleep(120 * time.Millisecond) // the open stream keeps it alive
+	p.WriteHeaders(1, wiretest.Head(), true)
+	r.want("head" + text(wiretest.Head()) + " true")
+	wait(t, idle)
+	expectGoAway(t, p, http2.ErrCodeNo)
+	wait(t, c.Done())
+	if e := c.Err(); e.Kind != KindLocal {
+		t.Error(e)
+	}
+}
+
+// A peer that sends requests and reads no answers fills neither memory nor time.
+func TestPeerThatNeverReads(t *testing.T) {
+	large := Field{Name: "x-large", Value: strings.Repeat("\xff", 4000), Sensitive: true}
+	cfg := Config{MaxPending: 64 << 10, WriteTimeout: 300 * time.Millisecond}
+	c, p := serverAgainst(t, cfg, func(s *Stream, _ []Field, _ bool) Receiver {
+		_ = s.WriteHeaders([]Field{{Name: ":status", Value: "200"}, large}, true)
+		return nil
+	})
+	p.ExpectSettingsAck()
+	p.Pause()
+	for range 20000 {
+		if c.Err() != nil {
+			break
+		}
+		p.Open(wiretest.Request("a", "/s/m"), true)
+	}
+	wait(t, c.Done())
+	if e := c.Err(); e.Kind != KindTimeout || e.Debug != "the peer reads nothing" {
+		t.Errorf("%v", e)
+	}
+	if st := c.Stats(); st.ReaderStalls == 0 || st.PendingPeak > 2*cfg.MaxPending+framesPerLook*5000 {
+		t.Errorf("%+v", st)
+	}
+	p.Resume()
+}
