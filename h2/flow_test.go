@@ -1,0 +1,340 @@
+package h2
+
+import (
+	"io"
+	"testing"
+
+	"golang.org/x/net/http2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
+func initialWindow(n uint32) wiretest.Options {
+	return wiretest.Options{HoldWindows: true, Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: n}}}
+}
+
+func TestSendWindows(t *testing.T) {
+	c, p := clientAgainst(t, Config{}, initialWindow(10))
+	<-c.Ready()
+	r := newRecorder(t)
+	s := mustOpen(t, c, false, r)
+	write := func(n, want int, end bool) {
+		t.Helper()
+		if got, err := s.TryWrite(make([]byte, n), end); got != want || err != nil {
+			t.Fatalf("TryWrite took %d of %d, want %d (%v)", got, n, want, err)
+		}
+		c.Flush()
+	}
+	data := func(n int, end bool) {
+		t.Helper()
+		if f := p.ExpectOn(1, http2.FrameData); f.Length != n || f.EndStream() != end {
+			t.Fatalf("%v of %d, want %d", f, f.Length, n)
+		}
+	}
+	write(15, 10, false)
+	data(10, false)
+	r.none()
+	p.WriteWindowUpdate(1, 3)
+	r.want("ready")
+	write(5, 3, true)
+	data(3, false)
+	// RFC 9113 section 6.9.2: a smaller initial window can make windows negative.
+	p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 5})
+	p.WriteWindowUpdate(1, 5)
+	p.Barrier()
+	r.none()
+	write(2, 0, true)
+	p.WriteWindowUpdate(1, 1)
+	r.want("ready")
+	write(2, 1, true)
+	data(1, false)
+	p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 100})
+	r.want("ready")
+	write(1, 1, true)
+	data(1, true)
+}
+
+func TestEmptyEndNeedsNoWindow(t *testing.T) {
+	c, p := clientAgainst(t, Config{}, initialWindow(0))
+	<-c.Ready()
+	a, b := mustOpen(t, c, false, newRecorder(t)), mustOpen(t, c, false, newRecorder(t))
+	if n, err := a.TryWrite([]byte("x"), true); n != 0 || err != nil {
+		t.Fatal(n, err)
+	}
+	if _, err := b.TryWrite(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.WriteHeaders([]Field{{Name: "a", Value: "b"}}, true); err != nil { // trailers neither
+		t.Fatal(err)
+	}
+	c.Flush()
+	if f := p.ExpectOn(3, http2.FrameData); f.Length != 0 || !f.EndStream() {
+		t.Error(f)
+	}
+	p.ExpectOn(1, http2.FrameHeaders)
+	if f := p.ExpectOn(1, http2.FrameHeaders); !f.EndStream() {
+		t.Error(f)
+	}
+}
+
+func TestSendFrameSize(t *testing.T) {
+	c, p := clientAgainst(t, Config{}, wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxFrameSize, Val: 20000}}})
+	<-c.Ready()
+	s := mustOpen(t, c, false, newRecorder(t))
+	if n, err := s.TryWrite(make([]byte, 50000), false); n != 50000 || err != nil {
+		t.Fatal(n, err)
+	}
+	c.Flush()
+	p.ExpectHeaders()
+	for _, want := range []int{20000, 20000, 10000} {
+		if f := p.ExpectOn(1, http2.FrameData); f.Length != want {
+			t.Errorf("frame of %d, want %d", f.Length, want)
+		}
+	}
+}
+
+// The connection's window is shared first come, first served.
+func TestConnectionWindow(t *testing.T) {
+	c, p := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true, Settings: initialWindow(1 << 20).Settings})
+	<-c.Ready()
+	r1, r2, r3 := newRecorder(t), newRecorder(t), newRecorder(t)
+	s1, s2, s3 := mustOpen(t, c, false, r1), mustOpen(t, c, false, r2), mustOpen(t, c, false, r3)
+	if n, _ := s1.TryWrite(make([]byte, 70000), false); n != 65535 {
+		t.Fatal(n)
+	}
+	for _, s := range []*Stream{s2, s3} {
+		if n, _ := s.TryWrite([]byte("x"), true); n != 0 {
+			t.Fatal(n)
+		}
+	}
+	c.Flush()
+	r2.none()
+	if st := c.Stats(); st.SendWindow != 0 {
+		t.Error(st.SendWindow)
+	}
+	p.WriteWindowUpdate(0, 1)
+	r1.want("ready")
+	if n, _ := s1.TryWrite(make([]byte, 4465), false); n != 1 {
+		t.Fatal(n)
+	}
+	p.WriteWindowUpdate(0, 10000)
+	r2.want("ready")
+	r3.want("ready")
+	r1.want("ready")
+}
+
+func TestBlockingWrite(t *testing.T) {
+	c, p := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true})
+	<-c.Ready()
+	s := mustOpen(t, c, false, newRecorder(t))
+	done := make(chan *Error, 1)
+	go func() { done <- s.Write(make([]byte, 100000), true) }()
+	sum := 0
+	for sum < 65535 {
+		sum += p.ExpectOn(1, http2.FrameData).Length
+	}
+	p.WriteWindowUpdate(1, 50000)
+	p.WriteWindowUpdate(0, 50000)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	c.Flush()
+	for end := false; !end; {
+		f := p.ExpectOn(1, http2.FrameData)
+		sum += f.Length
+		end = f.EndStream()
+	}
+	if sum != 100000 {
+		t.Error(sum)
+	}
+	t.Run("released by Reset", func(t *testing.T) {
+		s := mustOpen(t, c, false, newRecorder(t))
+		go func() { done <- s.Write(make([]byte, 100000), true) }()
+		until(t, "blocked", func() bool { return c.Stats().SendWindow == 0 })
+		s.Reset(Cancel)
+		if err := <-done; err == nil || err.Kind != KindReset || err.Remote {
+			t.Error(err)
+		}
+	})
+	t.Run("released by the end of the connection", func(t *testing.T) {
+		s := mustOpen(t, c, false, newRecorder(t))
+		go func() { done <- s.Write(make([]byte, 100000), true) }()
+		c.Flush()
+		p.ExpectOn(s.ID(), http2.FrameHeaders)
+		p.Close()
+		if err := <-done; err == nil || err.Kind != KindConnLost {
+			t.Error(err)
+		}
+	})
+}
+
+// Credit is given when it is consumed, not when it arrives, and never on streams that are over.
+func TestCredit(t *testing.T) {
+	a := newCalls(t)
+	a.hold = true
+	c, p := serverAgainst(t, Config{InitialWindow: 20000, MaxWindow: 20000, InitialConnWindow: 65535, MaxConnWindow: 65535}, a.accept)
+	p.Barrier()
+	id := p.Open(wiretest.Request("a", "/s/m"), false)
+	_, s, _ := a.next()
+	p.WriteData(id, make([]byte, 16000), false)
+	p.WriteData(id, make([]byte, 4000), false)
+	p.Barrier()
+	if st := c.Stats(); st.Held != 20000 {
+		t.Errorf("held %d", st.Held)
+	}
+	s.Consumed(9000)
+	p.Barrier()
+	if u := p.Untaken(id); len(u) != 0 {
+		t.Errorf("%v", u)
+	}
+	s.Consumed(1000) // half a window, from a goroutine that flushes nothing
+	if f := p.ExpectOn(id, http2.FrameWindowUpdate); f.Increment != 10000 {
+		t.Errorf("stream credit %d", f.Increment)
+	}
+	p.WriteData(id, make([]byte, 10000), true)
+	p.Barrier()
+	s.Consumed(15000)
+	s.Consumed(10000) // more than is owed
+	if st := c.Stats(); st.Held != 0 || st.HeldPeak != 20000 {
+		t.Errorf("held %d, peak %d", st.Held, st.HeldPeak)
+	}
+	p.Barrier()
+	if u := p.Untaken(id); len(u) != 0 {
+		t.Errorf("credit on a stream that has ended: %v", u)
+	}
+	// What a stream holds when it is reset goes back to the connection.
+	id = p.Open(wiretest.Request("a", "/s/m"), false)
+	_, s, _ = a.next()
+	p.WriteData(id, make([]byte, 10000), false)
+	p.Barrier()
+	s.Reset(Cancel)
+	s.Consumed(10000)
+	c.Flush()
+	if f := p.ExpectOn(0, http2.FrameWindowUpdate); f.Increment != 40000 {
+		t.Errorf("connection credit %d", f.Increment)
+	}
+	if st := c.Stats(); st.Held != 0 {
+		t.Errorf("held %d", st.Held)
+	}
+}
+
+func TestReceiveWindowOverflow(t *testing.T) {
+	cfg := Config{InitialWindow: 20000, MaxWindow: 20000, InitialConnWindow: 65535, MaxConnWindow: 65535}
+	t.Run("stream", func(t *testing.T) {
+		a := newCalls(t)
+		a.hold = true
+		c, p := serverAgainst(t, cfg, a.accept)
+		p.Barrier()
+		until(t, "acknowledged", func() bool { return c.Stats().SettingsAcked })
+		id := p.Open(wiretest.Request("a", "/s/m"), false)
+		p.WriteData(id, make([]byte, 16000), false)
+		p.WriteDataPadded(id, make([]byte, 3900), false, 255) // padding counts
+		if code := p.ExpectReset(id); code != http2.ErrCodeFlowControl {
+			t.Error(code)
+		}
+		p.Barrier()
+	})
+	t.Run("connection", func(t *testing.T) {
+		a := newCalls(t)
+		a.hold = true
+		c, p := serverAgainst(t, cfg, a.accept)
+		for range 5 {
+			p.WriteData(p.Open(wiretest.Request("a", "/s/m"), false), make([]byte, 16000), false)
+		}
+		expectGoAway(t, p, http2.ErrCodeFlowControl)
+		wait(t, c.Done())
+	})
+	t.Run("before the acknowledgement", func(t *testing.T) {
+		// A client that has not seen our smaller window may still use the protocol's.
+		a := newCalls(t)
+		c, p := serverAgainst(t, cfg, a.accept, wiretest.Options{NoSettingsAck: true})
+		id := p.Open(wiretest.Request("a", "/s/m"), false)
+		for range 4 {
+			p.WriteData(id, make([]byte, 15000), false)
+		}
+		p.Barrier()
+		if u := p.Untaken(id); c.Err() != nil || len(u) > 0 && u[0].Type == http2.FrameRSTStream {
+			t.Error(c.Err(), u)
+		}
+	})
+}
+
+// Windows of a bulk stream grow, and those of a stream whose reader is slow do not.
+func TestWindowGrowth(t *testing.T) {
+	done := make(chan struct{})
+	fast := &sink{done: done}
+	var stream *Stream
+	client, server := pair(t, Config{}, Config{}, func(s *Stream, _ []Field, _ bool) Receiver { stream = s; return fast })
+	s := mustOpen(t, client, false, NewBlocking())
+	if err := s.Write(make([]byte, 64<<20), true); err != nil {
+		t.Fatal(err)
+	}
+	client.Flush()
+	wait(t, done)
+	if st := server.Stats(); st.Window < 512<<10 || st.Window > 4<<20 {
+		t.Errorf("the connection's window is %d", st.Window)
+	}
+	server.mu.Lock()
+	w := stream.window
+	server.mu.Unlock()
+	if w < 256<<10 || w > 1<<20 {
+		t.Errorf("the stream's window is %d", w)
+	}
+
+	slow := newCalls(t)
+	slow.hold = true
+	client, server = pair(t, Config{}, Config{}, slow.accept)
+	s = mustOpen(t, client, false, NewBlocking())
+	client.Flush()
+	_, in, _ := slow.next()
+	var sent int
+	for range 20 {
+		n, err := s.TryWrite(make([]byte, 64<<10), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent += n
+		client.Flush()
+		until(t, "all arrived", func() bool { return server.Stats().Held == int64(n) })
+		server.mu.Lock()
+		in.grantAt -= 1e9 // a second passes for the one who measures
+		server.mu.Unlock()
+		in.Consumed(n)
+		until(t, "credit", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return s.sendWin > 30000 })
+	}
+	server.mu.Lock()
+	w = in.window
+	server.mu.Unlock()
+	if w != protocolWindow || sent < 1<<20 {
+		t.Errorf("the slow stream's window is %d after %d bytes", w, sent)
+	}
+}
+
+func TestBlockingReads(t *testing.T) {
+	client, server := pair(t, Config{}, Config{}, acceptEcho)
+	b := NewBlocking()
+	s := mustOpen(t, client, false, b)
+	go func() {
+		_ = s.Write(make([]byte, 300000), true)
+		client.Flush()
+	}()
+	if n, err := io.Copy(io.Discard, b); n != 300000 || err != nil {
+		t.Error(n, err)
+	}
+	if b.Err() != nil || len(b.Trailers()) != 2 {
+		t.Error(b.Err(), b.Trailers())
+	}
+	b = NewBlocking()
+	mustOpen(t, client, false, b)
+	client.Flush()
+	if _, err := b.WaitHead(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	server.Close(InternalError, "test")
+	if _, err := b.Read(make([]byte, 1)); err == nil {
+		t.Error("no error")
+	}
+	if e := b.Err(); e == nil || e.Kind != KindConnLost || e.Code != InternalError || e.Debug != "test" {
+		t.Errorf("%v", e)
+	}
+}
