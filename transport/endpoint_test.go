@@ -186,7 +186,7 @@ func TestQueueBounds(t *testing.T) {
 func wantKind(t *testing.T, err *Error, kind Kind) {
 	t.Helper()
 	if err == nil || err.Kind != kind || !err.Unprocessed {
-		t.Fatalf("error %#v, want kind %d, unprocessed", err, kind)
+		t.Fatalf("error %#v (%v), want kind %d, unprocessed", err, err, kind)
 	}
 }
 

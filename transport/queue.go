@@ -41,7 +41,9 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 		}
 		e.waiting.Store(int32(len(e.queue)))
 		e.wakeLocked()
-		e.startDialLocked()
+		if len(e.queue) > 0 {
+			e.startDialLocked()
+		}
 		e.mu.Unlock()
 
 		if timer == nil {
@@ -92,19 +94,21 @@ func (e *Endpoint) wakeLocked() {
 		room += c.Available()
 	}
 	n := min(room, len(e.queue))
-	for _, w := range e.queue[:n] {
+	woken := e.queue[:n:n]
+	e.queue = e.queue[n:]
+	e.waiting.Store(int32(len(e.queue)))
+	for _, w := range woken {
 		w.turn <- nil
 	}
-	e.queue = slices.Delete(e.queue, 0, n)
-	e.waiting.Store(int32(len(e.queue)))
 }
 
 func (e *Endpoint) failQueueLocked(err *Error) {
-	for _, w := range e.queue {
-		w.turn <- err
-	}
+	woken := e.queue
 	e.queue = nil
 	e.waiting.Store(0)
+	for _, w := range woken {
+		w.turn <- err
+	}
 }
 
 // leave takes a waiter out of the queue; if its turn had come just then, the turn goes to the next.
