@@ -94,8 +94,8 @@ func TestClientAgainstBackend(t *testing.T) {
 	cancel()
 	c.ctx = canceled
 	c.call(step{bidi, codes.OK})
-	if r := s.report(); r.unreached.codes[codes.Canceled] != 1 {
-		t.Errorf("a call that reached no backend: %+v", r.unreached)
+	if r := s.report(); r.unanswered.codes[codes.Canceled] != 1 {
+		t.Errorf("a call that reached no backend: %+v", r.unanswered)
 	}
 }
 

@@ -50,7 +50,8 @@ func startDemo(t *testing.T, args ...string) *process {
 			p.cmd.Env = append(p.cmd.Env, v)
 		}
 	}
-	p.cmd.Env = append(p.cmd.Env, runMain+"=1", "HOME="+p.home, "TMPDIR="+p.tmp)
+	// The race detector would sleep for a second at the end, which is not the demo's time.
+	p.cmd.Env = append(p.cmd.Env, runMain+"=1", "HOME="+p.home, "TMPDIR="+p.tmp, "GORACE=atexit_sleep_ms=0")
 	p.cmd.Dir = p.home
 	p.cmd.Stderr = &p.errOut
 	stdout, err := p.cmd.StdoutPipe()

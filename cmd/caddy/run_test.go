@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
 )
 
 // useTempDirs keeps what the demo, in this process, makes and sets to the test.
@@ -22,11 +24,12 @@ func useTempDirs(t *testing.T) (tmp string) {
 
 func testOptions() options {
 	o := defaults()
-	o.tlsPort, o.h2cPort, o.rate = 0, 0, 500
+	o.tlsPort, o.h2cPort, o.rate = 0, 0, 100
 	return o
 }
 
-// The client and the backends, each counting for itself, have the same figures.
+// The client and the backends, each counting for itself, have the same figures, but for calls that the client gave
+// up before it knew which backend had them.
 func TestClientAndBackendsAgree(t *testing.T) {
 	tmp := useTempDirs(t)
 	d := &demo{options: testOptions()}
@@ -36,7 +39,7 @@ func TestClientAndBackendsAgree(t *testing.T) {
 		_, stopErr := d.stop()
 		t.Fatal(err, stopErr)
 	}
-	for d.stats.report().all.calls < 200 && ctx.Err() == nil {
+	for d.stats.report().all.calls < 100 && ctx.Err() == nil {
 		if err := sleep(ctx, 10*time.Millisecond); err != nil {
 			t.Error(err)
 		}
@@ -49,13 +52,20 @@ func TestClientAndBackendsAgree(t *testing.T) {
 	if took := time.Since(begin); took >= 2*time.Second {
 		t.Errorf("took %s to stop", took)
 	}
+	none := last.report.unanswered
+	var unknown int64
 	for i, b := range d.site.Backends {
-		if got, want := last.report.backends[i].calls, b.calls.Load(); got != want || got == 0 {
+		got, want := last.report.backends[i].calls, b.calls.Load()
+		if got == 0 || got > want {
 			t.Errorf("%s: the client counts %d calls, the backend %d", b.name, got, want)
 		}
+		unknown += want - got
 	}
-	if last.report.unreached.calls != 0 || last.dials != 1 || last.open != 0 || last.errors != 0 {
-		t.Errorf("%d unreached, %d dials, %d open, %d errors: %s", last.report.unreached.calls, last.dials, last.open, last.errors, last.last)
+	if unknown > none.calls || none.calls != none.codes[codes.Canceled]+none.codes[codes.DeadlineExceeded] {
+		t.Errorf("the backends had %d calls more, the client gave up %v", unknown, none.codes)
+	}
+	if last.dials != 1 || last.open != 0 || last.errors != 0 {
+		t.Errorf("%d dials, %d open, %d errors: %s", last.dials, last.open, last.errors, last.last)
 	}
 	checkEmpty(t, tmp)
 	checkNoGoroutines(t)

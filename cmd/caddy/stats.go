@@ -91,8 +91,9 @@ func quantile(sorted []time.Duration, percent int) time.Duration {
 // in exactly one of kinds.
 type report struct {
 	backends []row // in the order of the backends
-	// unreached are calls that no backend answered: the proxy's or the client's own failures.
-	unreached row
+	// unanswered are calls that no backend answered, not even by a head: failures of the proxy's or the client's own,
+	// and deadlines that were over too soon.
+	unanswered row
 	kinds     [kinds]row
 	all       row
 }
@@ -102,7 +103,7 @@ type stats struct {
 	mu        sync.Mutex
 	names     []string
 	backends  []tally
-	unreached tally
+	unanswered tally
 	kinds     [kinds]tally
 	all       tally
 }
@@ -119,7 +120,7 @@ func newStats(backends []*backend) *stats {
 func (s *stats) record(k kind, backend string, code codes.Code, latency time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	by := &s.unreached
+	by := &s.unanswered
 	if i := slices.Index(s.names, backend); i >= 0 {
 		by = &s.backends[i]
 	}
@@ -131,7 +132,7 @@ func (s *stats) record(k kind, backend string, code codes.Code, latency time.Dur
 func (s *stats) report() report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := report{unreached: s.unreached.row(), all: s.all.row()}
+	r := report{unanswered: s.unanswered.row(), all: s.all.row()}
 	for i := range s.backends {
 		r.backends = append(r.backends, s.backends[i].row())
 	}

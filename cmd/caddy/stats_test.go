@@ -55,7 +55,7 @@ func TestReportStays(t *testing.T) {
 	r := s.report()
 	s.record(unary, "b1", codes.OK, 1)
 	s.record(bidi, "", codes.Unavailable, 1)
-	if r.all.codes[codes.OK] != 1 || r.backends[0].codes[codes.OK] != 1 || r.kinds[unary].codes[codes.OK] != 1 || r.unreached.calls != 0 {
+	if r.all.codes[codes.OK] != 1 || r.backends[0].codes[codes.OK] != 1 || r.kinds[unary].codes[codes.OK] != 1 || r.unanswered.calls != 0 {
 		t.Errorf("%+v", r)
 	}
 }

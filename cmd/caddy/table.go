@@ -26,8 +26,8 @@ func tableOf(r report, backends []*backend) []string {
 		}
 		lines = append(lines, rowLine(name, row, r.all.calls))
 	}
-	if r.unreached.calls > 0 {
-		lines = append(lines, rowLine("none", r.unreached, r.all.calls))
+	if r.unanswered.calls > 0 {
+		lines = append(lines, rowLine("unanswered", r.unanswered, r.all.calls))
 	}
 	lines = append(lines, rowLine("all", r.all, r.all.calls), "", heading("RPC KIND"))
 	for k, row := range r.kinds {

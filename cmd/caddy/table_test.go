@@ -25,7 +25,7 @@ func TestTable(t *testing.T) {
  BACKEND          CALLS  SHARE            P50    P99      OK NOT_FOUND DEADLINE
  b1 :40001            3   38% ###       1.5ms  1.5ms       3         0        0
  b2 :40002 slow       3   38% ###        26ms   26ms       1         1        1
- none                 2   25% ##            -      -       0         0        0
+ unanswered           2   25% ##            -      -       0         0        0
  all                  8  100% ######### 1.5ms   26ms       4         1        1
 
  RPC KIND         CALLS  SHARE            P50    P99      OK NOT_FOUND DEADLINE
