@@ -94,18 +94,18 @@ type report struct {
 	// unanswered are calls that no backend answered, not even by a head: failures of the proxy's or the client's own,
 	// and deadlines that were over too soon.
 	unanswered row
-	kinds     [kinds]row
-	all       row
+	kinds      [kinds]row
+	all        row
 }
 
 // stats collects what becomes of the client's calls. Its methods may be called concurrently.
 type stats struct {
-	mu        sync.Mutex
-	names     []string
-	backends  []tally
+	mu         sync.Mutex
+	names      []string
+	backends   []tally
 	unanswered tally
-	kinds     [kinds]tally
-	all       tally
+	kinds      [kinds]tally
+	all        tally
 }
 
 func newStats(backends []*backend) *stats {
