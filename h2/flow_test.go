@@ -266,7 +266,7 @@ func TestWindowGrowth(t *testing.T) {
 	var stream *Stream
 	client, server := pair(t, Config{}, Config{}, func(s *Stream, _ []Field, _ bool) Receiver { stream = s; return fast })
 	s := mustOpen(t, client, false, NewBlocking())
-	if err := s.Write(make([]byte, 64<<20), true); err != nil {
+	if err := s.Write(make([]byte, 16<<20), true); err != nil {
 		t.Fatal(err)
 	}
 	client.Flush()
