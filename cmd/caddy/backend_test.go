@@ -72,8 +72,12 @@ func TestClientAgainstBackend(t *testing.T) {
 	conn := dial(t, backends[0].port, insecure.NewCredentials())
 	c := &client{conn: conn, rpc: testpb.NewTestServiceClient(conn), stats: s, ctx: t.Context()}
 	steps := []step{
-		{unary, codes.OK}, {unary, codes.NotFound}, {clientStream, codes.OK},
-		{serverStream, codes.OK}, {serverStream, codes.DeadlineExceeded}, {bidi, codes.OK},
+		{unary, codes.OK},
+		{unary, codes.NotFound},
+		{clientStream, codes.OK},
+		{serverStream, codes.OK},
+		{serverStream, codes.DeadlineExceeded},
+		{bidi, codes.OK},
 	}
 	for i, step := range steps {
 		before := s.report()

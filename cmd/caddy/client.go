@@ -181,7 +181,7 @@ func (c *client) call(s step) {
 func (c *client) unary(ctx context.Context, want codes.Code) (metadata.MD, error) {
 	req := &testpb.SimpleRequest{ResponseSize: messageSize, Payload: body()}
 	if want != codes.OK {
-		req.ResponseStatus = &testpb.EchoStatus{Code: int32(want), Message: "asked for by the demo"}
+		req.ResponseStatus = &testpb.EchoStatus{Code: int32(want), Message: "asked for by the demo"} //nolint:gosec // codes are small
 	}
 	var head metadata.MD
 	resp, err := c.rpc.UnaryCall(ctx, req, grpc.Header(&head))
@@ -216,7 +216,7 @@ func (c *client) serverStream(ctx context.Context, want codes.Code) (metadata.MD
 		req.ResponseParameters = append(req.ResponseParameters, &testpb.ResponseParameters{Size: messageSize})
 	}
 	if want == codes.DeadlineExceeded {
-		req.ResponseParameters[0].IntervalUs = int32((10 * shortTimeout).Microseconds())
+		req.ResponseParameters[0].IntervalUs = int32(10 * shortTimeout / time.Microsecond)
 	}
 	stream, err := c.rpc.StreamingOutputCall(ctx, req)
 	if err != nil {

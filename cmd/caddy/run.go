@@ -35,7 +35,7 @@ func run(ctx context.Context, o options, out *screen) error {
 	d := &demo{options: o}
 	text, err := d.start(ctx)
 	if err != nil {
-		_, stopErr := d.stop()
+		_, stopErr := d.stop() //nolint:contextcheck // ctx may have ended, stopping takes its time all the same
 		if ctx.Err() != nil {
 			return stopErr // stopped by the user before it had begun
 		}
@@ -46,7 +46,7 @@ func run(ctx context.Context, o options, out *screen) error {
 
 	last, stopping := d.look(), time.Now()
 	elapsed := last.elapsed
-	last, err = d.stop()
+	last, err = d.stop() //nolint:contextcheck // as above
 	last.elapsed = elapsed
 	out.print(summary(d.site, last, time.Since(stopping), err)...)
 	if out.err != nil && !errors.Is(out.err, syscall.EPIPE) {
@@ -80,8 +80,7 @@ func (d *demo) start(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	// Now the ports are Caddy's. Closing cannot fail in a way that matters: listening on them would.
-	tlsPort.Close()
-	h2cPort.Close()
+	_, _ = tlsPort.Close(), h2cPort.Close()
 	if d.proxy, err = startProxy(config, d.site.Dir); err != nil {
 		return nil, err
 	}
@@ -98,7 +97,7 @@ func (d *demo) start(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	d.client, d.begin = client, time.Now()
-	go client.send(d.options.rate)
+	go client.send(d.options.rate) //nolint:contextcheck // it goes on until stop, not until ctx ends
 	return text, nil
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -19,8 +20,10 @@ const (
 	clientStream
 	serverStream
 	bidi
-	kinds
 )
+
+// kinds is how many kinds there are.
+const kinds = int(bidi) + 1
 
 func (k kind) String() string {
 	switch k {
@@ -69,10 +72,7 @@ func (t *tally) add(code codes.Code, d time.Duration) {
 }
 
 func (t *tally) row() row {
-	r := row{calls: t.calls, codes: make(map[codes.Code]int64, len(t.codes))}
-	for code, n := range t.codes {
-		r.codes[code] = n
-	}
+	r := row{calls: t.calls, codes: maps.Clone(t.codes)}
 	sorted := slices.Sorted(slices.Values(t.latencies))
 	r.p50, r.p99 = quantile(sorted, 50), quantile(sorted, 99)
 	return r

@@ -17,8 +17,15 @@ func TestQuantile(t *testing.T) {
 		percent int
 		want    time.Duration
 	}{
-		{nil, 50, 0}, {hundred[:1], 50, 1}, {hundred[:1], 99, 1}, {hundred[:2], 50, 1}, {hundred[:3], 50, 2},
-		{hundred, 50, 50}, {hundred, 99, 99}, {hundred, 100, 100}, {hundred, 0, 1},
+		{nil, 50, 0},
+		{hundred[:1], 50, 1},
+		{hundred[:1], 99, 1},
+		{hundred[:2], 50, 1},
+		{hundred[:3], 50, 2},
+		{hundred, 50, 50},
+		{hundred, 99, 99},
+		{hundred, 100, 100},
+		{hundred, 0, 1},
 	} {
 		if got := quantile(c.sorted, c.percent); got != c.want {
 			t.Errorf("quantile(%d values, %d) = %d, want %d", len(c.sorted), c.percent, got, c.want)

@@ -18,13 +18,12 @@ const barWidth = 9
 // tableOf draws the figures: a row for each backend, and one for each kind of RPC. No line is longer than columns.
 func tableOf(r report, backends []*backend) []string {
 	lines := []string{heading("BACKEND")}
-	for i, row := range r.backends {
-		b := backends[i]
+	for i, b := range backends {
 		name := fmt.Sprintf("%s :%d", b.name, b.port)
 		if b.delay > 0 {
 			name += " slow"
 		}
-		lines = append(lines, rowLine(name, row, r.all.calls))
+		lines = append(lines, rowLine(name, r.backends[i], r.all.calls))
 	}
 	if r.unanswered.calls > 0 {
 		lines = append(lines, rowLine("unanswered", r.unanswered, r.all.calls))
@@ -73,7 +72,7 @@ func otherCodes(r row) string {
 		}
 		return int(a) - int(b)
 	})
-	var texts []string
+	texts := make([]string, 0, len(others))
 	for _, code := range others {
 		texts = append(texts, codeName(code)+" "+count(r.codes[code]))
 	}
