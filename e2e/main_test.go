@@ -1,0 +1,66 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+)
+
+// caddyEnv makes the test binary a Caddy with the plugin: tests of exits need a process of their own.
+const caddyEnv = "GRPC_PROXY_TEST_RUN_CADDY"
+
+const timeout = 5 * time.Second
+
+func TestMain(m *testing.M) {
+	if os.Getenv(caddyEnv) != "" {
+		caddycmd.Main()
+		return
+	}
+	proxytest.Main(m)
+}
+
+// dial connects a grpc-go client to the address; plaintext without credentials.
+func dial(t testing.TB, addr string, creds credentials.TransportCredentials, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	if creds == nil {
+		creds = insecure.NewCredentials()
+	}
+	cc, err := grpc.NewClient("passthrough:///"+addr, append([]grpc.DialOption{grpc.WithTransportCredentials(creds)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cc.Close() })
+	return cc
+}
+
+func client(t testing.TB, addr string, opts ...grpc.DialOption) testgrpc.TestServiceClient {
+	t.Helper()
+	return testgrpc.NewTestServiceClient(dial(t, addr, nil, opts...))
+}
+
+func within(t testing.TB, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually polls until ok.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(timeout); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
