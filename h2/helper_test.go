@@ -24,7 +24,11 @@ type recorder struct {
 	err *Error
 }
 
-func newRecorder(t testing.TB) *recorder { return &recorder{t: t, ev: make(chan string, 10000)} }
+func newRecorder(t testing.TB) *recorder { return newRecorderOf(t, 10000) }
+
+func newRecorderOf(t testing.TB, lines int) *recorder {
+	return &recorder{t: t, ev: make(chan string, lines)}
+}
 
 func text(fields []Field) string {
 	var b strings.Builder

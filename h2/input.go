@@ -355,27 +355,39 @@ func (c *Conn) leave(parting bool) {
 	kill := time.AfterFunc(moment, c.sock.abort) // closing TLS sends an alert, which can block too
 	defer kill.Stop()
 	if parting {
-		c.mu.Lock()
-		if !c.flushing && c.out != nil && c.writeErr == nil {
-			c.flushing = true
-			go c.writeLoop()
-		}
-		for c.flushing {
-			c.cond.Wait()
-		}
-		ok := c.writeErr == nil
-		c.unlock()
-		if ok {
-			c.sock.closeWrite()
-			c.in.grab()
-			_ = c.nc.SetReadDeadline(time.Now().Add(moment))
-			for {
-				if _, err := c.nc.Read(c.in.buf.b); err != nil {
-					break
-				}
+		_ = c.nc.SetReadDeadline(time.Now().Add(moment))
+		flushed := make(chan struct{})
+		go func() { // the peer may be taking its leave too, and write before it reads
+			defer close(flushed)
+			if !c.flushLast() {
+				_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+			} else if !c.sock.closeWrite() {
+				// The peer does not know yet that it should close.
+				_ = c.nc.SetReadDeadline(time.Now().Add(moment / 20))
+			}
+		}()
+		c.in.grab()
+		for {
+			if _, err := c.nc.Read(c.in.buf.b); err != nil {
+				break
 			}
 		}
+		<-flushed
 	}
 	_ = c.nc.Close()
 	c.in.drop()
+}
+
+// flushLast waits until everything is written, and tells whether it was.
+func (c *Conn) flushLast() bool {
+	c.mu.Lock()
+	defer c.unlock()
+	if !c.flushing && c.out != nil && c.writeErr == nil {
+		c.flushing = true
+		go c.writeLoop()
+	}
+	for c.flushing {
+		c.cond.Wait()
+	}
+	return c.writeErr == nil
 }

@@ -141,11 +141,11 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// closeWrite tells the peer that nothing more will come: FIN, or the TLS close alert.
-func (k *socket) closeWrite() {
-	if w, ok := k.nc.(interface{ CloseWrite() error }); ok {
-		_ = w.CloseWrite()
-	}
+// closeWrite tells the peer that nothing more will come: FIN, or the TLS close alert. It returns false where only
+// closing can tell.
+func (k *socket) closeWrite() bool {
+	w, ok := k.nc.(interface{ CloseWrite() error })
+	return ok && w.CloseWrite() == nil
 }
 
 // abort closes the connection without anything that could block.

@@ -189,13 +189,15 @@ func (s *Stream) wakeLocked() {
 }
 
 // Reset abandons the stream: it appends RST_STREAM (the flush is the caller's) and releases a blocked Write. On a stream
-// that is over it does nothing. After it has returned no further call of the receiver begins; one may be running.
+// that is over it only gives back the credit its receiver still owes. After it has returned no further call of the receiver begins; one may be running.
 // After an answer sent in full, NoError tells the client to stop sending (RFC 9113 section 8.1).
 func (s *Stream) Reset(code ErrCode) {
 	c := s.c
 	c.mu.Lock()
 	if !s.closed {
 		s.resetLocked(code, &Error{Kind: KindReset, Code: code})
+	} else {
+		s.forgiveLocked()
 	}
 	c.unlock()
 }
@@ -211,12 +213,15 @@ func (s *Stream) resetLocked(code ErrCode, err *Error) {
 
 // dropLocked takes a stream that did not end in order out of the table, and gives back what its receiver holds.
 func (s *Stream) dropLocked() {
-	c := s.c
-	if s.held > 0 {
+	s.forgiveLocked()
+	s.c.removeLocked(s)
+}
+
+func (s *Stream) forgiveLocked() {
+	if c := s.c; s.held > 0 {
 		c.held -= s.held
 		c.owed += s.held
 		s.held = 0
 		c.grantConnLocked()
 	}
-	c.removeLocked(s)
 }
