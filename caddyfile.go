@@ -163,16 +163,18 @@ func (p *parser) subdirective() error {
 // upstream adds an upstream. An address that has no placeholder is checked right here, where the error can name the
 // line.
 func (p *parser) upstream(addr string) error {
-	scheme := schemeOf(addr)
+	scheme, known := schemeOf(addr)
 	if !hasPlaceholder(addr) {
 		var err error
 		if _, scheme, err = upstream.Parse(addr); err != nil {
 			return p.WrapErr(err)
 		}
 	}
-	if p.first == "" {
+	switch {
+	case !known: // Provision compares the schemes when it knows them all
+	case p.first == "":
 		p.first, p.scheme = addr, scheme
-	} else if scheme != p.scheme {
+	case scheme != p.scheme:
 		return p.WrapErr(schemeConflict(p.first, addr))
 	}
 	p.h.Upstreams = append(p.h.Upstreams, &Upstream{Dial: addr})
@@ -284,8 +286,16 @@ func (p *parser) otherWord() error {
 		return p.Errf("%s works on HTTP answers, which gRPC's are not; use routes with the grpc matcher and grpc_respond in front", word)
 	case "rewrite", "method":
 		return p.Errf("%s has no place in gRPC: the path names the RPC, and the method is POST", word)
-	case "unhealthy_status", "lb_retry_match":
+	case "unhealthy_status", "proxy_status_name":
 		return p.Errf("%s is about HTTP statuses, which gRPC leaves at 200", word)
+	case "dynamic":
+		return p.Errf("dynamic upstreams are not available yet; a name in `to` is looked up at every dial")
+	case "lb_retry_match":
+		return p.Errf("retries by request or status are not available yet; a call that no upstream has processed is always tried elsewhere")
+	case "health_uri", "health_path", "health_upstream", "health_port", "health_headers", "health_method", "health_request_body",
+		"health_interval", "health_timeout", "health_status", "health_body", "health_follow_redirects", "health_passes",
+		"health_fails", "max_fails", "fail_duration", "unhealthy_request_count", "unhealthy_latency":
+		return p.Errf("%s: health checks are not available yet; an upstream that cannot be connected to is left out until it can", word)
 	}
 	return p.Errf("unrecognized subdirective %q", word)
 }
@@ -305,7 +315,7 @@ func (p *parser) duration(v *caddy.Duration) error {
 		return p.Errf("%s: %q is not a duration; write 30s or 5m, say", name, arg)
 	}
 	if dur <= 0 {
-		return p.Errf("%s: the duration %q must be positive; leave the line out to turn it off", name, arg)
+		return p.Errf("%s: %q is not positive; leave the line out for the default", name, arg)
 	}
 	*v = caddy.Duration(dur)
 	return nil
@@ -350,7 +360,7 @@ func (p *parser) flag(v *bool) error {
 		return p.ArgErr()
 	}
 	if *v {
-		return p.twice(name)
+		return p.Errf("%s is given twice", name)
 	}
 	*v = true
 	return nil

@@ -82,6 +82,8 @@ func (p *parser) transportWord() (known bool, err error) {
 		return true, p.versions()
 	case "read_timeout", "write_timeout", "response_header_timeout", "expect_continue_timeout":
 		return true, p.Errf("%s would cut streams; use max_timeout, stream_timeout or stream_idle_timeout", word)
+	case "proxy_protocol", "forward_proxy_url", "network_proxy":
+		return true, p.Errf("%s is not available yet; connections to upstreams are made directly, without a PROXY header", word)
 	case "tls_trusted_ca_certs":
 		return true, p.Errf("tls_trusted_ca_certs is gone; write tls_trust_pool file <paths...>")
 	}
@@ -93,8 +95,10 @@ func (p *parser) keepaliveWord() error {
 	if p.CountRemainingArgs() > 0 {
 		return p.durationOrOff(&k.IdleTimeout)
 	}
+	empty := true
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
 		var err error
+		empty = false
 		switch p.Val() {
 		case "interval":
 			err = p.durationOrOff(&k.Interval)
@@ -110,6 +114,9 @@ func (p *parser) keepaliveWord() error {
 		if err != nil {
 			return err
 		}
+	}
+	if empty {
+		return p.ArgErr()
 	}
 	return nil
 }

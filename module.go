@@ -269,7 +269,7 @@ func (h *Handler) Validate() error {
 		{"load_balancing.try_interval", h.LoadBalancing.TryInterval},
 	} {
 		if d.value < 0 {
-			return fmt.Errorf("%s is %v; it must not be negative (leave it out to turn it off)", d.name, time.Duration(d.value))
+			return fmt.Errorf("%s is %v; it must not be negative (leave it out for the default)", d.name, time.Duration(d.value))
 		}
 	}
 	if h.LoadBalancing.Retries < 0 {
