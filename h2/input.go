@@ -22,14 +22,15 @@ var inBuffers = sync.Pool{New: func() any { return &buffer{make([]byte, bigRead)
 
 // input is what only the reading goroutine touches.
 type input struct {
-	buf    *buffer // nil while there is nothing in it and nothing is being read
-	r, w   int     // unread bytes are buf[r:w]
-	err    error
-	quiet  int // small reads in a row
-	prefix []byte
-	got    int    // bytes the last fill brought
-	frames uint64 // frames of this batch
-	begun  bool   // the preface (server), the first SETTINGS (client) have been seen
+	buf     *buffer // nil while there is nothing in it and nothing is being read
+	r, w    int     // unread bytes are buf[r:w]
+	err     error
+	quiet   int // small reads in a row
+	prefix  []byte
+	got     int    // bytes the last fill brought
+	frames  uint64 // frames of this batch
+	greeted bool   // server role: the client's preface has been seen
+	begun   bool   // the peer's first SETTINGS has been seen
 
 	// Header blocks.
 	dec       *hpack.Decoder
@@ -192,7 +193,7 @@ func (c *Conn) serve() error {
 // batch handles every complete frame in the buffer.
 func (c *Conn) batch() *Error {
 	in := &c.in
-	if !in.begun && !c.client {
+	if !in.greeted && !c.client {
 		b := in.buf.b[in.r:in.w]
 		n := min(len(b), len(clientPreface))
 		if string(b[:n]) != clientPreface[:n] {
@@ -202,6 +203,7 @@ func (c *Conn) batch() *Error {
 			return nil
 		}
 		in.r += n
+		in.greeted = true
 	}
 	for !c.stop.Load() {
 		if in.frames%framesPerLook == framesPerLook-1 {

@@ -360,6 +360,29 @@ func TestServerPreface(t *testing.T) {
 	expectGoAway(t, p, http2.ErrCodeProtocol)
 }
 
+// However the preface, and what follows, is cut into reads.
+func TestServerPrefaceInPieces(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	start := clientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	for cut := 1; cut < len(start); cut++ {
+		a, b := tcpPair(t)
+		c := Server(b, Config{}, acceptEcho)
+		for _, part := range []string{start[:cut], start[cut:]} {
+			before := c.Stats().BytesIn
+			if _, err := a.Write([]byte(part)); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "read", func() bool { return c.Stats().BytesIn == before+uint64(len(part)) })
+		}
+		wait(t, c.Ready())
+		if c.Err() != nil {
+			t.Fatalf("cut at %d: %v", cut, c.Err())
+		}
+		a.Close()
+		wait(t, c.Done())
+	}
+}
+
 // The preface, and more, may have been read by somebody else.
 func TestServerPrefix(t *testing.T) {
 	a, b := tcpPair(t)

@@ -93,7 +93,7 @@ func (c *Conn) keepaliveLocked(late func(int64) bool, want func(int64), now int6
 	if late(read + int64(cfg.PingInterval)) {
 		c.kaSentAt = now
 		c.appendPing(false, keepalivePing)
-		want(now + int64(cfg.PingTimeout))
+		want(now + int64(min(cfg.PingTimeout, cfg.PingInterval)))
 	}
 	return nil
 }
