@@ -47,7 +47,7 @@ func TestParseStatus(t *testing.T) {
 }
 
 func TestHTTPStatus(t *testing.T) {
-	// Semantics 3.1, "Reverse map", after Envoy's source/common/grpc/status.cc.
+	// Envoy, source/common/grpc/status.cc, by code.
 	want := []int{200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401}
 	for c, status := range want {
 		if got := Code(c).HTTPStatus(); got != status {

@@ -1,4 +1,11 @@
 // Package selection chooses an endpoint for each attempt of a call. One file per policy.
+//
+// A policy is a Caddy module in the namespace http.grpc_proxy.selection_policies whose type implements [Policy]. The
+// name after the namespace is the word after lb_policy in the Caddyfile and the value of "policy" in JSON. Modules of
+// others are welcome: implement Policy (and caddyfile.Unmarshaler, to be usable from the Caddyfile), pass
+// selectiontest, register.
+//
+// All policies here treat the endpoints of a snapshot alike; [upstream.Endpoint.Weight] is not looked at.
 package selection
 
 import (

@@ -1,0 +1,115 @@
+package selection
+
+import (
+	"math"
+	"testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// script makes randUint64 return, for each index, a number that draws it from n endpoints.
+func script(t *testing.T, n int, indexes ...int) (left func() int) {
+	t.Helper()
+	old := randUint64
+	t.Cleanup(func() { randUint64 = old })
+	randUint64 = func() uint64 {
+		if len(indexes) == 0 {
+			t.Fatal("more random numbers are drawn than expected")
+		}
+		i := indexes[0]
+		indexes = indexes[1:]
+		return math.MaxUint64/uint64(n)*uint64(i) + math.MaxUint64/uint64(2*n) // The middle of its range.
+	}
+	return func() int { return len(indexes) }
+}
+
+func snapshot(active ...int) *upstream.Snapshot {
+	s := new(upstream.Snapshot)
+	for _, n := range active {
+		state := new(upstream.State)
+		for range n {
+			state.Begin()
+		}
+		s.Endpoints = append(s.Endpoints, upstream.Endpoint{State: state})
+	}
+	return s
+}
+
+// gRFC A48, "Picker Behavior": so many draws with replacement as choice_count says, the least loaded wins, and the
+// first drawn if there are several.
+func TestLeastRequestDraws(t *testing.T) {
+	tests := []struct {
+		name    string
+		count   int
+		draws   []int
+		tried   []int
+		active  []int
+		want    int
+		comment string
+	}{
+		{"second is less", 0, []int{0, 2}, nil, []int{3, 0, 1}, 2, "not 1, which was not drawn"},
+		{"first is less", 0, []int{2, 0}, nil, []int{3, 0, 1}, 2, ""},
+		{"tie", 0, []int{1, 2}, nil, []int{0, 5, 5}, 1, "the one drawn first"},
+		{"tie the other way", 0, []int{2, 1}, nil, []int{0, 5, 5}, 2, ""},
+		{"same twice", 0, []int{0, 0}, nil, []int{9, 0, 0}, 0, "with replacement"},
+		{"three", 3, []int{0, 1, 2}, nil, []int{3, 2, 1}, 2, ""},
+		{"at most ten", 1000, []int{0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, nil, []int{3, 2, 1}, 1, "a count above 10 is 10"},
+		{"tried is drawn again", 0, []int{1, 0, 1, 2}, []int{1}, []int{3, 0, 4}, 0, "draws of closed ones do not count"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := (&LeastRequest{ChoiceCount: tt.count}).Build(snapshot(tt.active...))
+			left := script(t, len(tt.active), tt.draws...)
+			if got, ok := p.Pick(PickInfo{Tried: tt.tried}); !ok || got != tt.want || left() != 0 {
+				t.Errorf("picked %d, %v, %d draws left; want %d %s", got, ok, left(), tt.want, tt.comment)
+			}
+		})
+	}
+}
+
+// Round robin begins at a random endpoint, goes on in order, and gives nobody a closed endpoint's turn besides its own.
+func TestRoundRobinSequence(t *testing.T) {
+	s := snapshot(0, 0, 0, 0)
+	script(t, 4, 2)
+	p := (*RoundRobin)(nil).Build(s)
+	pick := func(tried ...int) int {
+		t.Helper()
+		i, ok := p.Pick(PickInfo{Tried: tried})
+		if !ok {
+			t.Fatal("nothing picked")
+		}
+		return i
+	}
+	for step, want := range []int{2, 3, 0, 1, 2} {
+		if got := pick(); got != want {
+			t.Fatalf("step %d: picked %d, want %d", step, got, want)
+		}
+	}
+	s.Endpoints[3].State.SetUsable(false)
+	s.Endpoints[0].State.SetUsable(false)
+	for step, want := range []int{1, 2, 1, 2} {
+		if got := pick(); got != want {
+			t.Fatalf("3 and 0 closed, step %d: picked %d, want %d", step, got, want)
+		}
+	}
+	s.Endpoints[3].State.SetUsable(true)
+	s.Endpoints[0].State.SetUsable(true)
+	// It is 3's turn; a call that was tried there goes on to 0 and takes 0's turn with it.
+	if got := pick(3); got != 0 {
+		t.Errorf("picked %d, want 0", got)
+	}
+	if got := pick(); got != 1 {
+		t.Errorf("picked %d, want 1", got)
+	}
+}
+
+func TestLeastConn(t *testing.T) {
+	p := new(LeastConn).Build(snapshot(3, 1, 2))
+	for range 20 {
+		for want, tried := range map[int][]int{1: nil, 2: {1}, 0: {2, 1}} {
+			if got, ok := p.Pick(PickInfo{Tried: tried}); !ok || got != want {
+				t.Fatalf("tried %v: picked %d, %v, want %d", tried, got, ok, want)
+			}
+		}
+	}
+}

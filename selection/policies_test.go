@@ -1,0 +1,175 @@
+package selection_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection/selectiontest"
+)
+
+const namespace = "http.grpc_proxy.selection_policies."
+
+// policies are all policies of the package.
+var policies = []struct {
+	name   string
+	new    func() selection.Policy
+	traits selectiontest.Traits
+}{
+	{"round_robin", func() selection.Policy { return new(selection.RoundRobin) }, selectiontest.Traits{Even: true, Exact: true}},
+	{"random", func() selection.Policy { return new(selection.Random) }, selectiontest.Traits{Even: true}},
+	{"least_request", func() selection.Policy { return new(selection.LeastRequest) }, selectiontest.Traits{Even: true, Least: true}},
+	{"random_choose", func() selection.Policy { return &selection.RandomChoose{Choose: 3} }, selectiontest.Traits{Even: true, Least: true}},
+	{"least_conn", func() selection.Policy { return new(selection.LeastConn) }, selectiontest.Traits{Even: true, Least: true}},
+	{"first", func() selection.Policy { return new(selection.First) }, selectiontest.Traits{Ordered: true}},
+}
+
+func TestPolicies(t *testing.T) {
+	for _, p := range policies {
+		t.Run(p.name, func(t *testing.T) { selectiontest.Run(t, p.new, p.traits) })
+	}
+}
+
+// No policy is forgotten above.
+func TestAllRegistered(t *testing.T) {
+	known := make(map[string]bool)
+	for _, p := range policies {
+		known[namespace+p.name] = true
+		mod, ok := p.new().(caddy.Module)
+		if !ok || string(mod.CaddyModule().ID) != namespace+p.name {
+			t.Errorf("%s is no module of that name", p.name)
+		}
+	}
+	for _, m := range caddy.GetModules(strings.TrimSuffix(namespace, ".")) {
+		if !known[string(m.ID)] {
+			t.Errorf("%s is not tested", m.ID)
+		}
+		if _, ok := m.New().(selection.Policy); !ok {
+			t.Errorf("%s makes %T, which is no Policy", m.ID, m.New())
+		}
+		delete(known, string(m.ID))
+	}
+	if len(known) != 0 {
+		t.Errorf("not registered: %v", known)
+	}
+}
+
+// host loads a policy from JSON as the handler does.
+type host struct {
+	PolicyRaw json.RawMessage `json:"p" caddy:"namespace=http.grpc_proxy.selection_policies inline_key=policy"`
+}
+
+func load(t *testing.T, config string) (any, error) {
+	t.Helper()
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	t.Cleanup(cancel)
+	return ctx.LoadModule(&host{PolicyRaw: json.RawMessage(config)}, "PolicyRaw")
+}
+
+func TestCaddyfile(t *testing.T) {
+	tests := []struct{ in, want string }{
+		{"round_robin", `{"policy":"round_robin"}`},
+		{"random", `{"policy":"random"}`},
+		{"first", `{"policy":"first"}`},
+		{"least_conn", `{"policy":"least_conn"}`},
+		{"least_request", `{"policy":"least_request"}`},
+		{"least_request 2", `{"choice_count":2,"policy":"least_request"}`},
+		{"least_request 3", `{"choice_count":3,"policy":"least_request"}`},
+		{"least_request 50", `{"choice_count":50,"policy":"least_request"}`},
+		{"random_choose 5", `{"choose":5,"policy":"random_choose"}`},
+
+		{"round_robin x", `round_robin: unexpected argument "x"`},
+		{"first {\n\tx\n}", "first takes no block"},
+		{"least_request 1", "least_request: 1 endpoints to choose from are too few, the least is 2"},
+		{"least_request 0", "least_request: 0 endpoints to choose from are too few, the least is 2"},
+		{"least_request -3", "too few"},
+		{"least_request two", `least_request: "two" is not a number of endpoints to choose from`},
+		{"least_request 3 4", `least_request: unexpected argument "4"`},
+		{"least_request 3 {\n\tx\n}", "least_request takes no block"},
+		{"random_choose", "wrong argument count or unexpected line ending after 'random_choose'"},
+		{"random_choose 1", "too few"},
+		{"random_choose 2 3", `random_choose: unexpected argument "3"`},
+	}
+	for _, tt := range tests {
+		name, _, _ := strings.Cut(tt.in, " ")
+		d := caddyfile.NewTestDispenser(tt.in)
+		d.Next()
+		mod, err := caddyfile.UnmarshalModule(d, namespace+name)
+		if !strings.HasPrefix(tt.want, "{") {
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%q: error %v, want %q", tt.in, err, tt.want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%q: %v", tt.in, err)
+			continue
+		}
+		got := string(caddyconfig.JSONModuleObject(mod, "policy", name, nil))
+		if got != tt.want {
+			t.Errorf("%q: %s, want %s", tt.in, got, tt.want)
+		}
+		if p, err := load(t, got); err != nil || fmt.Sprint(p) != fmt.Sprint(mod) {
+			t.Errorf("%s is loaded as %+v, %v; want %+v", got, p, err, mod)
+		}
+	}
+}
+
+func TestJSONErrors(t *testing.T) {
+	for config, want := range map[string]string{
+		`{"policy":"least_request","choice_count":1}`: "choice_count: 1 endpoints to choose from are too few",
+		`{"policy":"least_request","choices":3}`:      "unknown field",
+		`{"policy":"random_choose","choose":-1}`:      "choose: -1 endpoints",
+		`{"policy":"round_robin","x":1}`:              "unknown field",
+		`{"policy":"nope"}`:                           "nope",
+	} {
+		if p, err := load(t, config); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %v; want %q", config, p, err, want)
+		}
+	}
+}
+
+func BenchmarkPick(b *testing.B) {
+	for _, p := range policies {
+		for _, n := range []int{3, 100, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", p.name, n), func(b *testing.B) {
+				picker := p.new().Build(selectiontest.Snapshot(n))
+				b.ReportAllocs()
+				b.ResetTimer()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if _, ok := picker.Pick(selection.PickInfo{}); !ok {
+							b.Error("nothing picked")
+							return
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// BenchmarkPickHalf: every other endpoint is closed.
+func BenchmarkPickHalf(b *testing.B) {
+	for _, p := range policies {
+		b.Run(p.name+"/100", func(b *testing.B) {
+			snap := selectiontest.Snapshot(100)
+			for i := 0; i < 100; i += 2 {
+				snap.Endpoints[i].State.SetUsable(false)
+			}
+			picker := p.new().Build(snap)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, ok := picker.Pick(selection.PickInfo{}); !ok {
+					b.Fatal("nothing picked")
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,98 @@
+package selection
+
+import (
+	"sync/atomic"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func init() { caddy.RegisterModule(new(RoundRobin)) }
+
+// RoundRobin picks the endpoints in turn. Each gets the same number of calls, whatever they cost; where calls differ a
+// lot, or endpoints do, `least_request` is the better choice.
+//
+// The turn begins at a random endpoint, and anew when the endpoints change: else many proxies that start together would
+// all send their first call to the first endpoint.
+type RoundRobin struct{}
+
+// CaddyModule returns the Caddy module information.
+func (*RoundRobin) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: namespace + "round_robin", New: func() caddy.Module { return new(RoundRobin) }}
+}
+
+// UnmarshalCaddyfile reads the policy from the Caddyfile:
+//
+//	lb_policy round_robin
+func (*RoundRobin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
+
+// Build implements [Policy].
+func (*RoundRobin) Build(s *upstream.Snapshot) Picker {
+	p := &roundRobin{candidates: newCandidates(s)}
+	if n := len(p.candidates); n > 0 {
+		p.next.Store(uint64(randN(n))) // As grpc-go does.
+	}
+	return p
+}
+
+// cacheLine is at least the size of a cache line on the machines we know.
+const cacheLine = 128
+
+// roundRobin gives turns: turn t is that of endpoint t mod n. A call takes the next turn.
+//
+// If that endpoint is closed, its turn is lost, and those of the closed ones behind it: the call claims the first turn
+// that is an open endpoint's, and the next call begins behind that. If calls just went on to the next open endpoint
+// without claiming its turn, that one would serve the closed one's calls besides its own, twice its share. This way all
+// open endpoints get the same, even as calls come at the same time.
+type roundRobin struct {
+	candidates
+
+	_    [cacheLine]byte // All calls write next; what all of them read should not share its line.
+	next atomic.Uint64
+	_    [cacheLine]byte
+}
+
+// maxTurns bounds how many turns a call takes for itself while others claim all that it finds.
+const maxTurns = 32
+
+// Pick implements [Picker].
+func (p *roundRobin) Pick(in PickInfo) (int, bool) {
+	n := len(p.candidates)
+	if n == 0 {
+		return 0, false
+	}
+	found := 0
+	for range maxTurns {
+		turn := p.next.Add(1) - 1
+		i := int(turn % uint64(n))
+		if p.open(i, in.Tried) {
+			return i, true
+		}
+		ahead, ok := p.ahead(i, in.Tried)
+		if !ok {
+			return 0, false
+		}
+		found = (i + ahead) % n
+		if p.next.CompareAndSwap(turn+1, turn+1+uint64(ahead)) {
+			return found, true
+		}
+	}
+	return found, true // Out of turn.
+}
+
+// ahead tells how many steps the next open endpoint is away from i.
+func (p *roundRobin) ahead(i int, tried []int) (steps int, ok bool) {
+	for steps := 1; steps < len(p.candidates); steps++ {
+		if p.open((i+steps)%len(p.candidates), tried) {
+			return steps, true
+		}
+	}
+	return 0, false
+}
+
+var (
+	_ Policy                = (*RoundRobin)(nil)
+	_ caddyfile.Unmarshaler = (*RoundRobin)(nil)
+)

@@ -1,0 +1,110 @@
+package selectiontest_test
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection/selectiontest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// policyFunc is a policy that picks with a function; next is a number of the picker.
+type policyFunc func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool)
+
+func (f policyFunc) Build(s *upstream.Snapshot) selection.Picker { return &picker{s: s, f: f} }
+
+type picker struct {
+	s    *upstream.Snapshot
+	f    policyFunc
+	next atomic.Int64
+}
+
+func (p *picker) Pick(in selection.PickInfo) (int, bool) { return p.f(p.s, &p.next, in) }
+
+// walk goes from i to the next open endpoint.
+func walk(s *upstream.Snapshot, i int, tried []int) (int, bool) {
+	for range s.Endpoints {
+		i %= len(s.Endpoints)
+		if s.Endpoints[i].State.Usable() && !slices.Contains(tried, i) {
+			return i, true
+		}
+		i++
+	}
+	return 0, false
+}
+
+var sink []int
+
+// broken are policies with one fault each, and the tests that must find it.
+var broken = map[string]struct {
+	policy policyFunc
+	traits selectiontest.Traits
+	finds  []string
+}{
+	"panics without endpoints": {func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
+		return 0, s.Endpoints[0].State.Usable()
+	}, selectiontest.Traits{}, []string{"nothing_to_pick"}},
+	"ignores tried": {func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
+		return walk(s, 0, nil)
+	}, selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "exhaustion", "parallel"}},
+	"ignores usable": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+		for i := range s.Endpoints {
+			if !slices.Contains(in.Tried, i) {
+				return i, true
+			}
+		}
+		return 0, false
+	}, selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "comes_back"}},
+	"allocates": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+		sink = slices.Clone(append(in.Tried, len(s.Endpoints)))
+		return walk(s, 0, in.Tried)
+	}, selectiontest.Traits{}, []string{"allocations"}},
+	"neighbour takes all": {func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
+		return walk(s, int(next.Add(1)), in.Tried)
+	}, selectiontest.Traits{Even: true, Exact: true}, []string{"even", "even/neighbours_unusable", "begins_anywhere", "exact", "exact_in_parallel"}},
+	"last": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+		for i := len(s.Endpoints) - 1; i >= 0; i-- {
+			if s.Endpoints[i].State.Usable() && !slices.Contains(in.Tried, i) {
+				return i, true
+			}
+		}
+		return 0, false
+	}, selectiontest.Traits{Ordered: true}, []string{"ordered"}},
+	"does not count": {func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
+		return walk(s, int(next.Add(1)), in.Tried)
+	}, selectiontest.Traits{Least: true}, []string{"least"}},
+}
+
+const faultVar = "SELECTIONTEST_FAULT"
+
+// TestFault runs the suite on one of the broken policies, in a process of TestSuiteFindsFaults.
+func TestFault(t *testing.T) {
+	b, ok := broken[os.Getenv(faultVar)]
+	if !ok {
+		t.Skip("for TestSuiteFindsFaults")
+	}
+	selectiontest.Run(t, func() selection.Policy { return b.policy }, b.traits)
+}
+
+func TestSuiteFindsFaults(t *testing.T) {
+	for name, b := range broken {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFault$", "-test.count=1")
+			cmd.Env = append(os.Environ(), faultVar+"="+name)
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				t.Fatalf("the suite passes:\n%s", out)
+			}
+			for _, test := range b.finds {
+				if !strings.Contains(string(out), "--- FAIL: TestFault/"+test+" ") {
+					t.Errorf("%s passes:\n%s", test, out)
+				}
+			}
+		})
+	}
+}
