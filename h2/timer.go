@@ -83,6 +83,7 @@ func (c *Conn) keepaliveLocked(late func(int64) bool, want func(int64), now int6
 		} else if late(c.kaSentAt + int64(cfg.PingTimeout)) {
 			return &Error{Kind: KindTimeout, Debug: "no answer to a keepalive PING"}
 		} else {
+			want(now + int64(cfg.PingInterval)) // it may be answered by then, and silence counts again
 			return nil
 		}
 	}
