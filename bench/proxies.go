@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// proxy is one way to run a proxy in front of the backends.
+type proxy struct {
+	// version tells what is measured, "" if it is not installed.
+	version func(b *bench) string
+	// command writes a configuration and returns the command that runs it.
+	command func(b *bench, addr string) (*exec.Cmd, error)
+	// workers: the work is done by child processes.
+	workers bool
+}
+
+var proxies = map[string]proxy{
+	"grpc_proxy":    {version: caddyVersion, command: caddy("grpc_proxy %s {\n\t\tlb_policy round_robin\n%s\t}")},
+	"reverse_proxy": {version: caddyVersion, command: caddy("reverse_proxy %s {\n\t\tlb_policy round_robin\n\t}%.0s")},
+	"noop":          {version: caddyVersion, command: caddy("respond 200%.0s%.0s")},
+	"nginx":         {version: debian("nginx", "-v"), command: nginx, workers: true},
+	"haproxy":       {version: debian("haproxy", "-v"), command: haproxy},
+}
+
+func caddyVersion(b *bench) string { return debian(b.caddy, "version")(b) }
+
+func debian(name, flag string) func(*bench) string {
+	return func(*bench) string {
+		out, err := exec.Command(name, flag).CombinedOutput()
+		if err != nil {
+			return ""
+		}
+		line, _, _ := strings.Cut(string(out), "\n")
+		return line
+	}
+}
+
+func (b *bench) file(name, text string) (string, error) {
+	path := filepath.Join(b.dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
+func caddy(directive string) func(b *bench, addr string) (*exec.Cmd, error) {
+	return func(b *bench, addr string) (*exec.Cmd, error) {
+		to := strings.Join(b.backends, " ")
+		if strings.HasPrefix(directive, "reverse_proxy") {
+			to = "h2c://" + strings.Join(b.backends, " h2c://")
+		}
+		log := ""
+		if b.accessLog {
+			log = "\tlog {\n\t\toutput file /dev/null\n\t}\n"
+		}
+		path, err := b.file("Caddyfile", fmt.Sprintf(
+			"{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tlog default {\n\t\toutput discard\n\t}\n\tservers {\n\t\tprotocols h1 h2c\n\t}\n}\nhttp://%s {\n%s\t%s\n}\n",
+			b.admin, addr, log, fmt.Sprintf(directive, to, b.block)))
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(b.caddy, "run", "--config", path, "--adapter", "caddyfile")
+		cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_DATA_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir)
+		return cmd, nil
+	}
+}
+
+func nginx(b *bench, addr string) (*exec.Cmd, error) {
+	servers := ""
+	for _, a := range b.backends {
+		servers += "server " + a + ";"
+	}
+	path, err := b.file("nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log /dev/null; worker_processes 2;
+events { worker_connections 4096; }
+http {
+	access_log off; keepalive_requests 1000000000;
+	http2_max_concurrent_streams 1000; large_client_header_buffers 4 16k;
+	client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+	upstream u { %[3]s keepalive 512; keepalive_requests 1000000000; }
+	server { listen %[2]s http2; location / { grpc_pass grpc://u; grpc_read_timeout 1h; grpc_send_timeout 1h; client_body_timeout 1h; } }
+}
+`, b.dir, addr, servers))
+	if err != nil {
+		return nil, err
+	}
+	return exec.Command("nginx", "-c", path, "-e", "/dev/null"), nil
+}
+
+func haproxy(b *bench, addr string) (*exec.Cmd, error) {
+	servers := ""
+	for i, a := range b.backends {
+		servers += fmt.Sprintf("\tserver s%d %s proto h2\n", i, a)
+	}
+	path, err := b.file("haproxy.cfg", fmt.Sprintf(`global
+	nbthread 2
+	tune.h2.max-concurrent-streams 1000
+defaults
+	mode http
+	timeout connect 5s
+	timeout client 1h
+	timeout server 1h
+	http-reuse always
+frontend f
+	bind %s proto h2
+	default_backend b
+backend b
+	balance roundrobin
+%s`, addr, servers))
+	if err != nil {
+		return nil, err
+	}
+	return exec.Command("haproxy", "-db", "-f", path), nil
+}
+
+// startProxy runs the proxy and waits until it serves.
+func (b *bench) startProxy(p proxy) (*exec.Cmd, string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, "", err
+	}
+	addr := l.Addr().String()
+	l.Close()
+	cmd, err := p.command(b, addr)
+	if err != nil {
+		return nil, "", err
+	}
+	var out strings.Builder
+	cmd.Stderr = &out
+	if err := b.spawn(cmd); err != nil {
+		return nil, "", err
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if nc, err := net.Dial("tcp", addr); err == nil {
+			nc.Close()
+			return cmd, addr, nil
+		}
+	}
+	b.end(cmd)
+	return nil, "", fmt.Errorf("%w: %s", errNotReady, out.String())
+}
