@@ -36,7 +36,10 @@ func (x *exchange) begin() *failure {
 			x.tried = x.tried[:0]
 			continue
 		}
-		if !ok || lb.Retries > 0 && x.call.Result.Attempts > lb.Retries {
+		if lb.Retries > 0 && x.call.Result.Attempts > lb.Retries {
+			return x.exhausted()
+		}
+		if !ok {
 			if f := x.anotherRound(); f != nil {
 				return f
 			}
@@ -48,6 +51,9 @@ func (x *exchange) begin() *failure {
 		}
 		if err.Kind == transport.KindCanceled {
 			return x.cutOr(clientGone())
+		}
+		if x.deadlinePassed() {
+			return deadlineExceeded()
 		}
 		x.lastErr = err
 		x.tried = append(x.tried, i)
