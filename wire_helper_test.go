@@ -43,6 +43,7 @@ type rig struct {
 	t      *testing.T
 	ups    []*peer
 	client *wiretest.Conn
+	hidden string // one more address that clients must not see
 }
 
 // peer is one upstream with the connection that the proxy has to it.
@@ -288,8 +289,15 @@ func (r *rig) checkAddresses(message string, info *errdetails.ErrorInfo, exposed
 		}
 		return
 	}
+	addrs := []string{r.hidden}
 	for _, p := range r.ups {
-		_, port, _ := net.SplitHostPort(p.Addr())
+		addrs = append(addrs, p.Addr())
+	}
+	for _, addr := range addrs {
+		_, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			continue // there is none
+		}
 		if all := message + fmt.Sprint(info.Metadata); strings.Contains(all, port) || strings.Contains(all, "127.0.0.1") {
 			r.t.Errorf("the upstream's address is in what the client is told: %q, %v", message, info)
 		}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -19,6 +21,7 @@ func innermost(err error) string {
 		errn syscall.Errno
 		op   *net.OpError
 	)
+	alert, isAlert := tlsAlert(err)
 	switch {
 	case errors.As(err, &dns):
 		if dns.IsNotFound {
@@ -29,6 +32,8 @@ func innermost(err error) string {
 		return "the upstream's certificate is not valid for the name the proxy expects (set tls_server_name)"
 	case errors.As(err, &cert):
 		return cert.Err.Error()
+	case isAlert:
+		return "the upstream sent the TLS alert " + strconv.Quote(alert)
 	case errors.As(err, &errn):
 		return errn.Error()
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
@@ -37,4 +42,14 @@ func innermost(err error) string {
 		return op.Err.Error()
 	}
 	return err.Error()
+}
+
+// tlsAlert returns the alert with which the peer ended TLS, such as "certificate required". crypto/tls has no type for
+// alerts it receives.
+func tlsAlert(err error) (string, bool) {
+	op := new(net.OpError)
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return "", false
+	}
+	return strings.TrimPrefix(op.Err.Error(), "tls: "), true
 }

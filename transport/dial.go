@@ -64,8 +64,8 @@ func (e *Endpoint) handshake(ctx context.Context, nc net.Conn) (net.Conn, *Error
 	}
 	tc := tls.Client(nc, e.tls)
 	if err := tc.HandshakeContext(ctx); err != nil {
-		// RFC 7301 section 3.2: no_application_protocol. crypto/tls has no type for alerts it receives.
-		if op := new(net.OpError); errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "no application protocol") {
+		// RFC 7301 section 3.2: no_application_protocol.
+		if alert, ok := tlsAlert(err); ok && alert == "no application protocol" {
 			return nil, e.dialError(KindALPN, errNoH2)
 		}
 		if rec := new(tls.RecordHeaderError); errors.As(err, rec) {
@@ -85,7 +85,15 @@ var errNoH2 = errors.New("the upstream's TLS did not agree on HTTP/2 (ALPN h2); 
 // settingsError explains a connection that ended before its first SETTINGS.
 func (e *Endpoint) settingsError(herr *h2.Error) *Error {
 	if herr.Kind == h2.KindNotHTTP2 {
-		return e.dialError(KindNotHTTP2, fmt.Errorf("the upstream does not speak HTTP/2 (it answered %q); for TLS write https://, and gRPC needs HTTP/2 there", herr.Debug))
+		said := herr.Debug // quoted already, or a sentence
+		if strings.HasPrefix(said, `"`) {
+			said = "it answered " + said
+		}
+		return e.dialError(KindNotHTTP2, fmt.Errorf("the upstream does not speak HTTP/2 (%s); for TLS write https://, and gRPC needs HTTP/2 there", said))
+	}
+	if _, ok := tlsAlert(herr); ok {
+		// In TLS 1.3 the client's handshake is over before the server has judged the client's certificate.
+		return e.dialError(KindTLS, herr.Err)
 	}
 	hint := ""
 	if e.cfg.TLS == nil {
