@@ -338,3 +338,28 @@ func TestBlockingReads(t *testing.T) {
 		t.Errorf("%v", e)
 	}
 }
+
+// A window that opens by SETTINGS alone, on a stream whose writer was turned away before it had a receiver.
+func TestInitialWindowAfterHead(t *testing.T) {
+	ready := newRecorder(t)
+	c, p := serverAgainst(t, Config{}, func(s *Stream, _ []Field, _ bool) Receiver {
+		_ = s.WriteHeaders(responseHead, false)
+		if n, err := s.TryWrite([]byte("abc"), true); n != 0 || err != nil {
+			t.Error(n, err)
+		}
+		ready.s = s
+		return ready
+	}, initialWindow(0))
+	p.Barrier()
+	id := p.Open(wiretest.Request("a", "/s/m"), true)
+	p.ExpectOn(id, http2.FrameHeaders)
+	p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+	ready.want("ready")
+	if n, err := ready.stream().TryWrite([]byte("abc"), true); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+	c.Flush()
+	if f := p.ExpectOn(id, http2.FrameData); f.Length != 1 || f.EndStream() {
+		t.Error(f)
+	}
+}

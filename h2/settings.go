@@ -52,7 +52,7 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 		c.unlock()
 		return violation(EnhanceYourCalm, "SETTINGS flood")
 	}
-	before := c.availableLocked()
+	before, window := c.availableLocked(), c.peerInitWindow
 	if !c.peerReady && c.client {
 		// A server that announces no limit has none (RFC 9113 section 6.5.2: initially unlimited).
 		c.peerMaxStreams = maxStreamID
@@ -72,6 +72,18 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 	}
 	if c.availableLocked() > before {
 		c.events |= evCapacity
+	}
+	if c.peerInitWindow > window {
+		// After the acknowledgement: what goes by the new values comes behind it.
+		var waiting []*Stream
+		for _, s := range c.streams {
+			if s.waiting && s.sendWin > 0 {
+				waiting = append(waiting, s)
+			}
+		}
+		for _, s := range waiting {
+			c.openedLocked(s)
+		}
 	}
 	c.unlock()
 	if c.cfg.OnSettings != nil {
@@ -115,18 +127,11 @@ func (c *Conn) applyWindowLocked(v uint32) *Error {
 	if delta == 0 {
 		return nil
 	}
-	var waiting []*Stream
 	for _, s := range c.streams {
 		s.sendWin += delta
 		if s.sendWin > maxWindowLimit {
 			return violation(FlowControlError, "INITIAL_WINDOW_SIZE makes a window larger than 2^31-1")
 		}
-		if s.waiting && s.sendWin > 0 {
-			waiting = append(waiting, s)
-		}
-	}
-	for _, s := range waiting {
-		c.openedLocked(s)
 	}
 	return nil
 }
