@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -34,6 +35,8 @@ func innermost(err error) string {
 		return cert.Err.Error()
 	case isAlert:
 		return "the upstream sent the TLS alert " + strconv.Quote(alert)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the upstream closed it"
 	case errors.As(err, &errn):
 		return errn.Error()
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):

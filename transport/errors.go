@@ -139,7 +139,11 @@ func Cause(err error) string {
 	}
 	var he *h2.Error
 	if errors.As(err, &he) && he.Err != nil && he.Kind == h2.KindConnLost {
-		return "connection lost: " + Cause(he.Err)
+		text := "connection lost"
+		if he.Code != h2.NoError { // a GOAWAY has told why
+			text += fmt.Sprintf(" after GOAWAY %v %q", he.Code, he.Debug)
+		}
+		return text + ": " + Cause(he.Err)
 	}
 	return innermost(err)
 }
