@@ -1,8 +1,10 @@
 package h2
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
+	"runtime"
 	"testing"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -168,6 +170,40 @@ func (k *sink) RecvData(s *Stream, p []byte, end bool) {
 }
 func (*sink) RecvTrailers(*Stream, []Field) {}
 func (*sink) RecvReset(*Stream, *Error)     {}
+
+// BenchmarkIdle measures what an idle connection and an idle stream pin, one role each; an op is meaningless.
+func BenchmarkIdle(b *testing.B) {
+	heap := func() float64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapInuse + m.StackInuse)
+	}
+	const conns, streams = 100, 100
+	for range b.N {
+		before := heap()
+		var all []*Conn
+		for range conns {
+			c, _ := pair(b, Config{}, Config{}, acceptBench)
+			<-c.Ready()
+			all = append(all, c)
+		}
+		idle := heap()
+		b.ReportMetric((idle-before)/conns/2, "B/conn")
+		for _, c := range all {
+			for range streams {
+				if _, err := c.OpenStream(requestHead, false, benchServe{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if _, err := c.Ping(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric((heap()-idle)/conns/streams/2, "B/stream")
+	}
+}
 
 // tlsPair is tcpPair with a finished TLS handshake.
 func tlsPair(t testing.TB) (client, server net.Conn) {

@@ -42,7 +42,7 @@ func TestHandOver(t *testing.T) {
 		}
 		client := Client(cn, Config{MaxPending: 64 << 10})
 		t.Cleanup(func() { closeAndWait(t, client) })
-		// The server's preface is answered by hand, with large windows, and then nothing is read for a while.
+		// The client's preface is answered by hand, with large windows, and then nothing is read for a while.
 		preface := make([]byte, len(clientPreface))
 		if _, err := io.ReadFull(sn, preface); err != nil {
 			t.Fatal(err)
@@ -81,16 +81,12 @@ func TestHandOver(t *testing.T) {
 		}
 		// Now the rest of the peer comes to life.
 		got := make(chan int)
-		var kept []byte
 		go func() {
 			n := 0
 			buf := make([]byte, 64<<10)
 			for {
 				k, err := sn.Read(buf)
 				n += k
-				if len(kept) < 1<<16 {
-					kept = append(kept, buf[:k]...)
-				}
 				if err != nil {
 					break
 				}
@@ -104,7 +100,7 @@ func TestHandOver(t *testing.T) {
 		client.Flush()
 		until(t, "drained", func() bool { return client.Stats().Pending == 0 })
 		st := client.Stats()
-		if tcpOf(cn) != nil && cn != net.Conn(wrapped{}) && client.sock.canTry && st.HandOvers == 0 {
+		if client.sock.canTry && st.HandOvers == 0 {
 			t.Errorf("no hand-over: %+v", st)
 		}
 		closeAndWait(t, client)

@@ -265,9 +265,15 @@ func TestTimeouts(t *testing.T) {
 		c, p := serverAgainst(t, short, acceptEcho)
 		p.ExpectSettingsAck()
 		until(t, "acknowledged", func() bool { return c.Stats().SettingsAcked })
-		time.Sleep(2 * short.SettingsTimeout) // it is this time that must not end it
+		until(t, "the timer has come and gone", func() bool { return timerAt(c) == 0 })
 		p.Barrier()
 	})
+}
+
+func timerAt(c *Conn) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.timerAt
 }
 
 func TestKeepalive(t *testing.T) {
@@ -298,7 +304,8 @@ func TestKeepalive(t *testing.T) {
 	t.Run("not without streams", func(t *testing.T) {
 		c, p := clientAgainst(t, cfg)
 		<-c.Ready()
-		time.Sleep(3 * cfg.PingInterval) // time in which a PING would be sent
+		start := timerAt(c)
+		until(t, "some intervals have passed", func() bool { return timerAt(c) > start+3*int64(cfg.PingInterval) })
 		p.Barrier()
 		for _, f := range p.Untaken(0) {
 			if f.Type == http2.FramePing && !f.Ack() {
@@ -316,12 +323,13 @@ func TestKeepalive(t *testing.T) {
 
 func TestIdleTimeout(t *testing.T) {
 	idle := make(chan struct{}, 10)
-	c, p := clientAgainst(t, Config{IdleTimeout: 60 * time.Millisecond, OnIdle: func(*Conn) { idle <- struct{}{} }})
+	c, p := clientAgainst(t, Config{IdleTimeout: 60 * time.Millisecond, SettingsTimeout: 100 * time.Millisecond, OnIdle: func(*Conn) { idle <- struct{}{} }})
 	r := newRecorder(t)
 	mustOpen(t, c, true, r)
 	c.Flush()
 	p.ExpectHeaders()
-	time.Sleep(120 * time.Millisecond) // the open stream keeps it alive
+	// The timer fires once for the time before the stream, which keeps the connection alive.
+	until(t, "the timer has come and gone", func() bool { return timerAt(c) == 0 })
 	p.WriteHeaders(1, wiretest.Head(), true)
 	r.want("head" + text(wiretest.Head()) + " true")
 	wait(t, idle)
