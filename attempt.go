@@ -158,6 +158,9 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	if !err.Unprocessed || !replayable {
 		return fromTransport(err)
 	}
+	if err.Sent && x.again {
+		return x.exhausted() // it was sent once more already
+	}
 	x.logAttempt(err)
 	x.tried = append(x.tried, a.index)
 	return x.begin()
