@@ -18,11 +18,16 @@ const (
 	patience = 32
 )
 
-var inBuffers = sync.Pool{New: func() any { return &buffer{make([]byte, bigRead)} }}
+var (
+	inBuffers   = sync.Pool{New: func() any { return &buffer{make([]byte, bigRead)} }}
+	partBuffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, protocolFrameSize+headerLen)} }}
+)
 
 // input is what only the reading goroutine touches.
 type input struct {
 	buf     *buffer // nil while there is nothing in it and nothing is being read
+	part    *buffer // the start of a frame, kept while the reader waits for the rest
+	small   buffer  // part, if it is short
 	r, w    int     // unread bytes are buf[r:w]
 	err     error
 	quiet   int // small reads in a row
@@ -45,19 +50,43 @@ type input struct {
 	blockNone int // of them, empty ones
 }
 
+// shortPart is how long the start of a frame may be to be kept in a buffer of the connection's own.
+const shortPart = 512
+
 // grab makes sure that there is a buffer with free space.
 func (in *input) grab() {
-	if in.buf == nil {
-		in.buf = inBuffers.Get().(*buffer)
-		in.r, in.w = 0, 0
+	if in.buf != nil {
+		return
+	}
+	in.buf = inBuffers.Get().(*buffer)
+	in.r, in.w = 0, 0
+	if p := in.part; p != nil {
+		in.part = nil
+		in.w = copy(in.buf.b, p.b)
+		if p.b = p.b[:0]; p != &in.small {
+			partBuffers.Put(p)
+		}
 	}
 }
 
-// release gives an empty buffer back.
+// release gives the buffer back while the reader waits. The start of a frame moves to a smaller one, so that peers who
+// never send the rest cannot make every connection hold a large buffer.
 func (in *input) release() {
-	if in.buf != nil && in.r == in.w {
-		in.drop()
+	if in.buf == nil || len(in.buf.b) != bigRead {
+		return
 	}
+	if rest := in.buf.b[in.r:in.w]; len(rest) > 0 {
+		switch {
+		case len(rest) <= shortPart:
+			in.part = &in.small
+		case len(rest) <= protocolFrameSize+headerLen:
+			in.part = partBuffers.Get().(*buffer)
+		default:
+			return
+		}
+		in.part.b = append(in.part.b[:0], rest...)
+	}
+	in.drop()
 }
 
 // fit exchanges an empty buffer whose size does not suit the traffic, for connections that hold it while they wait.

@@ -3,6 +3,7 @@ package h2
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -305,4 +306,50 @@ func TestUnixSocket(t *testing.T) {
 	r.want("head" + text(responseHead) + " false")
 	r.want("data 3 false")
 	r.want("trailers" + text(okTrailers))
+}
+
+// Who waits for the rest of a frame does not hold a read buffer meanwhile.
+func TestPartialFrames(t *testing.T) {
+	a, b := tcpPair(t)
+	server := Server(b, Config{}, acceptEcho)
+	client := Client(a, Config{})
+	<-client.Ready()
+	for _, size := range []int{10, 500, 513, 5000, 16383, 16384} {
+		r := newRecorder(t)
+		s := mustOpen(t, client, false, r)
+		if n, err := s.TryWrite(make([]byte, size), true); n != size || err != nil {
+			t.Fatal(n, err)
+		}
+		client.mu.Lock()
+		whole := client.takeLocked().b
+		client.inflight = 0
+		client.mu.Unlock()
+		for _, cut := range []int{1, 8, 9, 40, len(whole) - 1} {
+			if cut >= len(whole) {
+				continue
+			}
+			before := server.Stats().BytesIn
+			if _, err := a.Write(whole[:cut]); err != nil {
+				t.Fatal(err)
+			}
+			whole = whole[cut:]
+			until(t, "read", func() bool { return server.Stats().BytesIn == before+uint64(cut) })
+		}
+		if _, err := a.Write(whole); err != nil {
+			t.Fatal(err)
+		}
+		r.want("head" + text(responseHead) + " false")
+		for got := 0; got < size; {
+			var n int
+			var end bool
+			line := <-r.ev
+			if _, err := fmt.Sscanf(line, "data %d %t", &n, &end); err != nil {
+				t.Fatal(line)
+			}
+			got += n
+		}
+		r.want("trailers" + text(okTrailers))
+	}
+	closeAndWait(t, client)
+	closeAndWait(t, server)
 }
