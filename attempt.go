@@ -79,7 +79,7 @@ func (x *exchange) try(i int) *transport.Error {
 	x.mu.Lock()
 	x.att = a
 	x.mu.Unlock()
-	stream, err := a.end.Open(x, *fields, false, a)
+	stream, err := a.end.For(x.call.ClientIP).Open(x, *fields, false, a)
 	if err != nil {
 		a.end.State.End()
 		x.mu.Lock()
@@ -126,6 +126,9 @@ func (x *exchange) anotherRound() *failure {
 func (x *exchange) exhausted() *failure {
 	if x.lastErr != nil {
 		f := fromTransport(x.lastErr)
+		if x.lastErr.Kind == transport.KindQueueFull {
+			f.code = x.h.queueFull
+		}
 		if n := x.call.Result.Attempts; n > 1 {
 			f.message = "all " + strconv.Itoa(n) + " attempts failed; the last: " + f.message
 		}

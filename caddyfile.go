@@ -71,11 +71,14 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    dial_fallback_delay  <duration>
 //	    local_address        <ip>[:<port>]
 //	    resolvers            <addresses...>
+//	    proxy_protocol       v1|v2
+//	    min_conns            <n>
 //	    max_conns            <n>
 //	    max_streams_per_conn <n>
 //	    max_conn_age         <duration>
 //	    max_response_header  <size>
 //	    queue_size           <n>
+//	    queue_full_status    unavailable|resource_exhausted
 //	    keepalive            <idle_timeout>|off
 //	    keepalive {
 //	        interval     <duration>|off

@@ -64,8 +64,14 @@ func (p *parser) transportWord() (known bool, err error) {
 		return true, p.integer(&p.transport().MaxConns)
 	case "max_streams_per_conn":
 		return true, p.integer(&p.transport().MaxStreamsPerConn)
+	case "min_conns":
+		return true, p.integer(&p.transport().MinConns)
 	case "queue_size":
 		return true, p.integer(&p.transport().QueueSize)
+	case "queue_full_status":
+		return true, p.queueFullStatus()
+	case "proxy_protocol":
+		return true, p.proxyProtocol()
 	case "max_conn_age":
 		return true, p.duration(&p.transport().MaxConnAge)
 	case "max_response_header":
@@ -82,8 +88,8 @@ func (p *parser) transportWord() (known bool, err error) {
 		return true, p.versions()
 	case "read_timeout", "write_timeout", "response_header_timeout", "expect_continue_timeout":
 		return true, p.Errf("%s would cut streams; use max_timeout, stream_timeout or stream_idle_timeout", word)
-	case "proxy_protocol", "forward_proxy_url", "network_proxy":
-		return true, p.Errf("%s is not available yet; connections to upstreams are made directly, without a PROXY header", word)
+	case "forward_proxy_url", "network_proxy":
+		return true, p.Errf("%s is not available in grpc_proxy; connections to upstreams are made directly", word)
 	case "tls_trusted_ca_certs":
 		return true, p.Errf("tls_trusted_ca_certs is gone; write tls_trust_pool file <paths...>")
 	}
@@ -117,6 +123,28 @@ func (p *parser) keepaliveWord() error {
 	}
 	if empty {
 		return p.ArgErr()
+	}
+	return nil
+}
+
+func (p *parser) queueFullStatus() error {
+	t := p.transport()
+	if err := p.text(&t.QueueFullStatus); err != nil {
+		return err
+	}
+	if _, err := t.queueFull(); err != nil {
+		return p.WrapErr(err)
+	}
+	return nil
+}
+
+func (p *parser) proxyProtocol() error {
+	t := p.transport()
+	if err := p.text(&t.ProxyProtocol); err != nil {
+		return err
+	}
+	if v := t.ProxyProtocol; v != "v1" && v != "v2" {
+		return p.Errf("proxy_protocol: %q is none of v1, v2", v)
 	}
 	return nil
 }

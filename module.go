@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,10 +10,12 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"go.uber.org/zap"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -99,6 +102,8 @@ type Handler struct {
 	current atomic.Pointer[current]
 	drain   drain
 	scheme  string
+	// queueFull is the status for calls that find an upstream's queue full.
+	queueFull grpcwire.Code
 }
 
 // Upstream is one address to balance over.
@@ -184,6 +189,31 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.watchServer(ctx)
+	return h.preconnect(ctx)
+}
+
+// preconnect makes the first connections once the configuration has started, if that is wanted.
+func (h *Handler) preconnect(ctx caddy.Context) error {
+	if h.Transport.MinConns == 0 {
+		return nil
+	}
+	app, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("min_conns needs Caddy's events app: %w", err)
+	}
+	return app.(*caddyevents.App).On("started", eventHandler(func() {
+		for _, e := range h.current.Load().endpoints {
+			e.Preconnect()
+		}
+	}))
+}
+
+// eventHandler is a function that handles an event of Caddy's.
+type eventHandler func()
+
+// Handle calls the function.
+func (f eventHandler) Handle(context.Context, caddy.Event) error {
+	f()
 	return nil
 }
 
@@ -200,6 +230,9 @@ func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("transport: %w", err)
 	}
+	if h.queueFull, err = h.Transport.queueFull(); err != nil {
+		return err
+	}
 	cfg.Logger = h.logger
 	h.scheme = "http"
 	if cfg.TLS != nil {
@@ -213,7 +246,7 @@ func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
 		}
 		cur.endpoints = append(cur.endpoints, e)
 		cur.snapshot.Endpoints = append(cur.snapshot.Endpoints, upstream.Endpoint{
-			Network: addr.Network, Address: addr.String(), Weight: 1, State: &e.State,
+			Network: addr.Network, Address: addr.String(), Weight: 1, State: e.State,
 		})
 	}
 	cur.picker = h.policy.Build(cur.snapshot)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -44,6 +46,14 @@ type Transport struct {
 	// Keepalive of the connections to the upstreams.
 	KeepAlive *KeepAlive `json:"keep_alive,omitempty"`
 
+	// The version, `v1` or `v2`, of the PROXY protocol header that tells an upstream the client's address. Each client's
+	// RPCs then travel on connections of their own. Default: none is sent.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+
+	// How many connections to each upstream are made when the configuration starts and kept from then on. Default: 0;
+	// the first is made by the first RPC.
+	MinConns int `json:"min_conns,omitempty"`
+
 	// How many connections one upstream may have; a further one is opened when the others' streams are used up.
 	// Default: 10.
 	MaxConns int `json:"max_conns,omitempty"`
@@ -54,6 +64,10 @@ type Transport struct {
 
 	// How many RPCs may wait for a stream of one upstream. Default: 1024.
 	QueueSize int `json:"queue_size,omitempty"`
+
+	// The gRPC status for RPCs beyond that: `UNAVAILABLE`, which clients may retry, or `RESOURCE_EXHAUSTED`. Default:
+	// `UNAVAILABLE`.
+	QueueFullStatus string `json:"queue_full_status,omitempty"`
 
 	// Retires a connection after so long (±10 %); its streams finish. Default: never.
 	MaxConnAge caddy.Duration `json:"max_conn_age,omitempty"`
@@ -90,6 +104,7 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 	cfg := transport.Config{
 		DialTimeout:       time.Duration(t.DialTimeout),
 		FallbackDelay:     time.Duration(t.FallbackDelay),
+		MinConns:          t.MinConns,
 		MaxConns:          t.MaxConns,
 		MaxStreamsPerConn: uint32(min(max(t.MaxStreamsPerConn, 0), math.MaxInt32)), //nolint:gosec // bounded here
 		QueueSize:         t.QueueSize,
@@ -101,6 +116,15 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 		cfg.PingTimeout = time.Duration(k.Timeout)
 		cfg.PingWithoutStreams = k.PermitWithoutStreams
 		cfg.IdleTimeout = time.Duration(k.IdleTimeout)
+	}
+	switch t.ProxyProtocol {
+	case "":
+	case "v1":
+		cfg.ProxyProtocol = 1
+	case "v2":
+		cfg.ProxyProtocol = 2
+	default:
+		return cfg, fmt.Errorf("proxy_protocol %q is none of v1, v2", t.ProxyProtocol)
 	}
 	var err error
 	if cfg.LocalAddr, err = parseLocalAddress(t.LocalAddress); err != nil {
@@ -148,6 +172,7 @@ func (t *Transport) validate() error {
 		name  string
 		value int64
 	}{
+		{"min_conns", int64(t.MinConns)},
 		{"max_conns", int64(t.MaxConns)},
 		{"max_streams_per_conn", int64(t.MaxStreamsPerConn)},
 		{"queue_size", int64(t.QueueSize)},
@@ -159,6 +184,19 @@ func (t *Transport) validate() error {
 			return fmt.Errorf("transport.%s must not be negative (leave it out for the default)", n.name)
 		}
 	}
+	most := t.MaxConns
+	if most == 0 {
+		most = transport.DefaultMaxConns
+	}
+	if t.MinConns > most {
+		return fmt.Errorf("transport.min_conns is %d, above max_conns, which is %d", t.MinConns, most)
+	}
+	if t.MinConns > 0 && t.ProxyProtocol != "" {
+		return errors.New("transport.min_conns does not go with proxy_protocol: a connection cannot be made before its client is known")
+	}
+	if _, err := t.queueFull(); err != nil {
+		return err
+	}
 	if k := t.KeepAlive; k != nil {
 		if k.Interval > 0 && time.Duration(k.Interval) < time.Second {
 			return fmt.Errorf("transport.keep_alive.interval is %v; the shortest is 1s, and stock gRPC servers tolerate no less than 5m", time.Duration(k.Interval))
@@ -168,6 +206,18 @@ func (t *Transport) validate() error {
 		}
 	}
 	return nil
+}
+
+// queueFull is the status for calls that find the queue full.
+func (t *Transport) queueFull() (grpcwire.Code, error) {
+	if t.QueueFullStatus == "" {
+		return grpcwire.Unavailable, nil
+	}
+	switch code, _ := grpcwire.ParseCode(t.QueueFullStatus); code {
+	case grpcwire.Unavailable, grpcwire.ResourceExhausted:
+		return code, nil
+	}
+	return 0, fmt.Errorf("transport.queue_full_status %q is none of UNAVAILABLE, RESOURCE_EXHAUSTED", t.QueueFullStatus)
 }
 
 func parseLocalAddress(s string) (net.Addr, error) {

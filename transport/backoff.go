@@ -76,7 +76,7 @@ func (e *Endpoint) backoffOver() {
 		return
 	}
 	e.backoff.until = time.Time{}
-	if e.backoff.wanted {
+	if e.backoff.wanted || e.keepMin {
 		e.backoff.wanted = false
 		e.startDialLocked() // Backoff stays set until the dial succeeds
 		return

@@ -30,6 +30,12 @@ type Config struct {
 	// TLSTimeout bounds the handshake within DialTimeout; 0 means DialTimeout alone does.
 	TLSTimeout time.Duration
 
+	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that opens each connection; 0 for none. With
+	// it a connection speaks for one client: see Endpoint.For.
+	ProxyProtocol byte
+
+	// MinConns is how many connections Preconnect makes and the endpoint then tries to keep.
+	MinConns int
 	// MaxConns is how many connections the endpoint may have. Default 10 (gRFC A105).
 	MaxConns int
 	// MaxStreamsPerConn bounds the streams of one connection below the peer's own limit. 0: the peer's limit alone.

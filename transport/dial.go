@@ -32,6 +32,10 @@ func (e *Endpoint) dial(ctx context.Context, cfg h2.Config) (*h2.Conn, *Error) {
 		return nil, e.dialError(KindDial, err)
 	}
 	setUserTimeout(nc, e.cfg.PingTimeout)
+	if err := e.writeProxyHeader(nc); err != nil {
+		nc.Close()
+		return nil, e.dialError(KindDial, fmt.Errorf("sending the PROXY protocol header: %w", err))
+	}
 
 	if e.cfg.TLS != nil {
 		tc, terr := e.handshake(ctx, nc)

@@ -21,7 +21,7 @@ var randFloat = rand.Float64
 // survives reloads (see Pool). Connections are dialled when calls need them.
 type Endpoint struct {
 	// State is the endpoint's live state.
-	State upstream.State
+	State *upstream.State
 
 	addr upstream.Address
 	cfg  Config
@@ -41,6 +41,9 @@ type Endpoint struct {
 	ping     time.Duration
 	stop     context.CancelFunc
 	ctx      context.Context
+	keepMin  bool
+
+	clients clients
 }
 
 // conn is one connection in the pool.
@@ -70,7 +73,7 @@ func Acquire(l *upstream.Lease[*Endpoint], addr upstream.Address, cfg Config) (*
 // NewEndpoint makes an endpoint outside the pool. The caller calls Destruct when done.
 func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 	cfg = cfg.withDefaults()
-	e := &Endpoint{addr: addr, cfg: cfg, ping: max(cfg.PingInterval, 0)}
+	e := &Endpoint{State: new(upstream.State), addr: addr, cfg: cfg, ping: max(cfg.PingInterval, 0)}
 	e.conns.Store(new([]*conn))
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	if cfg.TLS != nil {
@@ -175,7 +178,17 @@ func (e *Endpoint) dialInBackground() {
 	}
 	e.cfg.Logger.Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", len(conns)))
 	e.wakeLocked()
-	if len(e.queue) > 0 {
+	if len(e.queue) > 0 || e.keepMin && len(conns) < e.cfg.MinConns {
+		e.startDialLocked()
+	}
+}
+
+// Preconnect makes Config.MinConns connections, one after the other, and from then on replaces those that end.
+func (e *Endpoint) Preconnect() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cfg.MinConns > 0 && !e.keepMin {
+		e.keepMin = true
 		e.startDialLocked()
 	}
 }
@@ -226,13 +239,17 @@ func (e *Endpoint) goneAway(c *conn, err *h2.Error) {
 
 func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	c.stopTimer()
 	if e.removeLocked(c) {
 		e.cfg.Logger.Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
-		if err.Kind != h2.KindLocal { // else it was idle
+		if err.Kind != h2.KindLocal || e.keepMin { // else it was idle
 			e.replaceLocked(c)
 		}
+	}
+	unused := len(*e.conns.Load()) == 0 && len(e.queue) == 0 && !e.dialing
+	e.mu.Unlock()
+	if unused {
+		e.leaveParent()
 	}
 }
 
@@ -240,7 +257,8 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 // endpoint that is down is known to be before the next call meets it. A replacement that nobody used is not replaced,
 // so that a server which closes idle connections is not dialled for ever.
 func (e *Endpoint) replaceLocked(c *conn) {
-	if len(e.queue) > 0 || len(*e.conns.Load()) == 0 && c.used.Load() {
+	n := len(*e.conns.Load())
+	if len(e.queue) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepMin && n < e.cfg.MinConns {
 		e.startDialLocked()
 	}
 }
@@ -285,7 +303,7 @@ func (e *Endpoint) Destruct() error {
 		c.stopTimer()
 		c.Shutdown()
 	}
-	return nil
+	return e.destructClients()
 }
 
 func (e *Endpoint) releasedError() *Error {
