@@ -33,6 +33,7 @@ type answer struct {
 	httpStatus  int
 	contentType string
 	excerpt     []byte
+	head        []h2.Field
 	headStatus  string // grpc-status in the head, if there
 }
 
@@ -74,13 +75,13 @@ func (x *exchange) relay() *failure {
 		case ev.failed != nil && x.committed:
 			return x.failed(ev.failed)
 		case ev.failed != nil && ans.foreign:
-			return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+			return x.relayForeign(&ans, nil)
 		case ev.failed != nil:
 			if f := x.retryOrFail(ev.failed); f != nil {
 				return f
 			}
 		case ans.foreign && len(ans.excerpt) >= maxExcerpt:
-			return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+			return x.relayForeign(&ans, nil)
 		}
 	}
 }
@@ -130,6 +131,7 @@ func (x *exchange) relayHead(ans *answer, ev event) (done bool, f *failure) {
 	status, _ := fieldValue(ev.head, ":status")
 	ans.httpStatus, _ = strconv.Atoi(status)
 	ans.contentType, _ = fieldValue(ev.head, "content-type")
+	ans.head = ev.head
 	ans.headStatus, _ = fieldValue(ev.head, "grpc-status")
 	isGRPC := ans.httpStatus == http.StatusOK && grpcwire.ContentKind(ans.contentType) == grpcwire.GRPC
 
@@ -178,15 +180,11 @@ func (x *exchange) relayData(ans *answer, p []byte) error {
 // relayEnd handles END_STREAM after the head.
 func (x *exchange) relayEnd(ans *answer, trailers []h2.Field) *failure {
 	if ans.foreign {
-		if _, ok := fieldValue(trailers, "grpc-status"); ok {
-			x.writeTrailersOnly(trailers) // grpc-status counts wherever it stands
-			return nil
-		}
-		return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+		return x.relayForeign(ans, trailers)
 	}
 	if trailers == nil {
 		if ans.headStatus != "" {
-			x.writeTrailers([]h2.Field{{Name: "grpc-status", Value: ans.headStatus}})
+			x.writeTrailers(statusFields(ans.head))
 			return nil
 		}
 		return &failure{
@@ -196,6 +194,32 @@ func (x *exchange) relayEnd(ans *answer, trailers []h2.Field) *failure {
 	}
 	x.writeTrailers(trailers)
 	return nil
+}
+
+// relayForeign ends an answer that is not gRPC. Only without grpc-status the HTTP status counts
+// (http-grpc-status-mapping.md); the order is trailers, head, HTTP status.
+func (x *exchange) relayForeign(ans *answer, trailers []h2.Field) *failure {
+	if _, ok := fieldValue(trailers, "grpc-status"); ok {
+		x.writeTrailersOnly(trailers)
+		return nil
+	}
+	if ans.headStatus != "" {
+		x.writeTrailersOnly(ans.head)
+		return nil
+	}
+	return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
+}
+
+// statusFields are the fields of a response head that belong to its status.
+func statusFields(head []h2.Field) []h2.Field {
+	var out []h2.Field
+	for _, f := range head {
+		switch f.Name {
+		case "grpc-status", "grpc-message", "grpc-status-details-bin":
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // retryOrFail handles the end of an attempt before the call was committed.
