@@ -61,6 +61,7 @@ func (s *sender) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
+	s.start += int64(len(s.buf)) // counts is still asked
 	s.buf = nil
 	if s.pooled != nil {
 		chunks.Put(s.pooled)
