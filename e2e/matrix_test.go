@@ -3,9 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
-	"net/http"
 	"reflect"
-	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +21,7 @@ import (
 
 const (
 	// shortDeadline is what calls get that are to run into it.
-	shortDeadline = 150 * time.Millisecond
+	shortDeadline = 300 * time.Millisecond
 	// cancelBound is how soon the upstream learns that a call is over. On a quiet machine it takes about a
 	// millisecond, and a tenth of a second is promised; tests run on busy ones.
 	cancelBound = time.Second
@@ -294,44 +292,9 @@ func (r *rig) reset(k kind) {
 	r.checkTrailer(s, nil)
 }
 
-// startAborting runs a server that begins an answer, with one empty message if the method streams, and resets the
-// stream. It is net/http's, since grpc-go's cannot be made to.
-func startAborting(t *testing.T) string {
-	t.Helper()
-	var protocols http.Protocols
-	protocols.SetUnencryptedHTTP2(true)
-	l, addr := listen(t)
-	srv := &http.Server{
-		Protocols: &protocols,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "application/grpc")
-			w.Header().Set("X-Aborting", "yes")
-			w.Header()["Date"] = nil
-			if strings.HasSuffix(r.URL.Path, "OutputCall") || strings.HasSuffix(r.URL.Path, "DuplexCall") {
-				raw, err := proto.Marshal(kinds[2].responses("")[0])
-				if err != nil {
-					panic(err)
-				}
-				_, _ = w.Write(append([]byte{0, 0, 0, 0, byte(len(raw))}, raw...))
-			}
-			_ = http.NewResponseController(w).Flush()
-			panic(http.ErrAbortHandler)
-		}),
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	t.Cleanup(func() {
-		_ = srv.Close()
-		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-			t.Error(err)
-		}
-	})
-	return addr
-}
-
 func (r *rig) deadline(k kind) {
 	check := r.count()
-	ctx, more := within(r.t, timeout), []string{"grpc-timeout", "150m"}
+	ctx, more := within(r.t, timeout), []string{"grpc-timeout", "300m"}
 	if !r.h3 { // grpc-go keeps the deadline itself, and may be faster than the proxy
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, shortDeadline)
