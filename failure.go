@@ -96,7 +96,7 @@ func fromTransport(e *transport.Error) *failure {
 	case transport.KindProtocol:
 		f.reason = reasonProtocol
 		f.code = grpcwire.Internal
-		f.message = "the upstream broke the HTTP/2 protocol: " + transport.Cause(e.Err)
+		f.message = "the upstream broke the HTTP/2 protocol: " + strings.TrimPrefix(transport.Cause(e.Err), "peer broke the protocol: ")
 	case transport.KindLocal:
 		f.reason = reasonConnLost
 	case transport.KindCanceled:

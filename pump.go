@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"sync"
@@ -158,51 +159,77 @@ func (s *sender) push(n int, eof bool) bool {
 	if s.stopped {
 		return false
 	}
-	s.flowLocked()
+	s.flowLocked(true)
 	return true
 }
 
 // flowLocked sends the current attempt what it has not been sent yet. It may block on flow control, for as long as
-// the attempt lives.
-func (s *sender) flowLocked() {
+// the attempt lives, unless it may not: then it returns false and has sent what it could.
+func (s *sender) flowLocked(mayBlock bool) bool {
 	a := s.att
 	if a == nil || a.ended {
-		return
+		return true
 	}
 	p := s.buf[a.sent-s.start:]
 	end := s.eof && len(s.trailers) == 0
 	first := a.sent == 0
 	if len(p) > 0 || end {
-		if err := a.stream.Write(p, end); err != nil {
-			s.att = nil // the responder hears of it from the stream, and decides
-			return
+		n, err := a.stream.TryWrite(p, end)
+		a.sent += int64(n)
+		if err == nil && n < len(p) {
+			if !mayBlock {
+				a.stream.Conn().Flush()
+				return false
+			}
+			err = s.waitWrite(a, p[n:], end)
+			a.sent += int64(len(p) - n)
 		}
-		a.sent += int64(len(p))
+		if err != nil {
+			s.att = nil // the responder hears of it from the stream, and decides
+			return true
+		}
 	}
 	if s.eof && !end {
 		if err := a.stream.WriteHeaders(s.trailers, true); err != nil {
 			s.att = nil
-			return
+			return true
 		}
 	}
 	a.ended = s.eof
 	if first && !s.eof {
 		// A unary call's end follows at once: wait a moment for it, so that the whole call leaves in one packet.
 		a.stream.Conn().FlushSoon()
-		return
+		return true
 	}
 	a.stream.Conn().Flush()
+	return true
 }
 
-// attach makes the attempt the one that gets the request, from its beginning.
+// waitWrite blocks until the upstream takes p. Nobody reads the request meanwhile, and there may be no responder yet: who
+// else would notice that the client goes away?
+func (s *sender) waitWrite(a *attempt, p []byte, end bool) *h2.Error {
+	stop := context.AfterFunc(s.x.r.Context(), func() { s.x.cut(clientGone()) })
+	defer stop()
+	return a.stream.Write(p, end)
+}
+
+// attach makes the attempt the one that gets the request, from its beginning. It does not block: it is called by the one
+// who has to handle what comes back.
 func (s *sender) attach(a *attempt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.att = a
-	if len(s.buf) > 0 || s.eof {
-		s.flowLocked()
-	} else {
+	switch {
+	case len(s.buf) == 0 && !s.eof:
 		a.stream.Conn().FlushSoon()
+	case !s.flowLocked(false):
+		go func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.att == a && !s.stopped {
+				s.flowLocked(true)
+			}
+		}()
 	}
 	s.cond.Broadcast()
 }

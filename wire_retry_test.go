@@ -2,6 +2,7 @@ package grpcproxy_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -239,6 +240,58 @@ func TestWireReplayLimit(t *testing.T) {
 			if n := r.ups[1].Accepted(); n != 0 {
 				t.Error("the call was sent again, though its beginning was gone")
 			}
+		})
+	}
+}
+
+// A replay meets flow control like any request. What the next upstream does, or the client, counts at once all the same.
+func TestWireReplayBlocked(t *testing.T) {
+	small := wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 100}}, HoldWindows: true}
+	r := newRig(t, rigOptions{Upstreams: 2, Block: "lb_policy first", Up: small})
+	body := pattern(2000)
+	blocked := func(r *rig, end bool, metadata ...string) *rpc {
+		c := r.open(metadata...)
+		c.client.WriteData(c.id, body, end)
+		c.take(0)
+		c.got(100, false)
+		c.up.WriteReset(c.sid, http2.ErrCodeRefusedStream)
+		c.take(1)
+		c.got(100, false)
+		return c
+	}
+	for _, end := range []bool{true, false} {
+		name := fmt.Sprintf("/request ended %v", end)
+		r.run("window comes"+name, func(t *testing.T, r *rig) {
+			c := blocked(r, end)
+			c.up.WriteWindowUpdate(c.sid, 10000)
+			c.got(len(body)-100, end)
+			c.answerOK()
+		})
+		r.run("answered early"+name, func(_ *testing.T, r *rig) {
+			c := blocked(r, end)
+			c.answerOK()
+			if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeNo {
+				t.Errorf("RST_STREAM(%v), want NO_ERROR", code)
+			}
+		})
+		r.run("client cancels"+name, func(_ *testing.T, r *rig) {
+			c := blocked(r, end)
+			c.client.WriteReset(c.id, http2.ErrCodeCancel)
+			if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+				t.Errorf("RST_STREAM(%v), want CANCEL", code)
+			}
+		})
+		r.run("deadline"+name, func(_ *testing.T, r *rig) {
+			c := blocked(r, end, "grpc-timeout", "300m")
+			r.checkFailure(c.result(), failure{code: codes.DeadlineExceeded, reason: "DEADLINE_AT_PROXY", attempts: 2})
+			if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+				t.Errorf("RST_STREAM(%v), want CANCEL", code)
+			}
+		})
+		r.run("reset"+name, func(_ *testing.T, r *rig) {
+			c := blocked(r, end)
+			c.up.WriteReset(c.sid, http2.ErrCodeInternal)
+			r.checkFailure(c.result(), failure{code: codes.Internal, reason: "UPSTREAM_STREAM_RESET", attempts: 2})
 		})
 	}
 }

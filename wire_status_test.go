@@ -275,7 +275,7 @@ func TestWireResponseHeads(t *testing.T) {
 func TestWireMalformedAnswers(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	want := func(says string) failure {
-		return failure{code: codes.Internal, reason: "UPSTREAM_PROTOCOL_ERROR", says: []string{"broke the HTTP/2 protocol", says}}
+		return failure{code: codes.Internal, reason: "UPSTREAM_PROTOCOL_ERROR", says: []string{"the upstream broke the HTTP/2 protocol: PROTOCOL_ERROR: " + says}}
 	}
 	r.run("second HEADERS without END_STREAM", func(_ *testing.T, r *rig) {
 		c := r.unary()
