@@ -87,9 +87,13 @@ func (x *exchange) try(i int) *transport.Error {
 		x.mu.Unlock()
 		return err
 	}
-	x.send.mu.Lock()
+	x.mu.Lock()
 	a.stream = stream
-	x.send.mu.Unlock()
+	cut := x.in.cut != nil
+	x.mu.Unlock()
+	if cut { // it came too early to reset the stream itself
+		stream.Reset(h2.Cancel)
+	}
 	x.send.attach(a)
 	return nil
 }

@@ -260,8 +260,17 @@ func (x *exchange) cut(f *failure) {
 		x.cancelWait()
 	}
 	blocked := x.writing
+	var stream *h2.Stream
+	if x.att != nil {
+		stream = x.att.stream
+	}
 	x.signalLocked()
 	x.mu.Unlock()
+	if stream != nil {
+		// At once, whatever the responder is busy with; conclude does it again, to no effect.
+		stream.Reset(h2.Cancel)
+		stream.Conn().Flush()
+	}
 	if blocked {
 		// The responder waits for a client that does not read; trailers could not reach it either.
 		_ = x.deadlines.SetWriteDeadline(time.Unix(1, 0))
