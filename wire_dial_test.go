@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
 
 // fails makes a call that no upstream gets to see, and checks what the client is told. It returns how long that took.
@@ -254,5 +255,14 @@ func TestWireBackAgain(t *testing.T) {
 	// A call was turned away, so the proxy dials by itself once the backoff (100 ms ± 20 %) is over.
 	r.ups = []*peer{{Listener: wiretest.ListenOn(t, nl), t: t}}
 	r.ups[0].current().ExpectSettingsAck()
+	// The proxy puts the connection to use a moment after it has acknowledged our SETTINGS.
+	eventually(t, "the upstream is usable", func() bool {
+		usable := false
+		transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
+			usable = e.Address() == addr && e.State.Usable()
+			return !usable
+		})
+		return usable
+	})
 	r.complete()
 }
