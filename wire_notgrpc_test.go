@@ -1,0 +1,150 @@
+package grpcproxy_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
+// "Requests that are not gRPC go to the next handler." What is gRPC says the content-type: "exactly application/grpc, or
+// followed by + or ;"; gRPC-Web is not.
+func TestWireNotGRPC(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\ngrpc_proxy UPSTREAMS\nrespond \"next\" 299\n}"}})
+	for _, tt := range []struct {
+		method, contentType string
+		grpc                bool
+	}{
+		{"POST", "application/grpc", true},
+		{"POST", "application/grpc+proto", true},
+		{"POST", "application/grpc+json", true},
+		{"POST", "application/grpc;charset=utf-8", true},
+		{"POST", "application/grpc; charset=utf-8", true},
+		{"POST", "Application/GRPC", true},
+		{"POST", "application/grpc-web", false},
+		{"POST", "application/grpc-web+proto", false},
+		{"POST", "application/grpc-web-text", false},
+		{"POST", "application/grpcx", false},
+		{"POST", "application/json", false},
+		{"POST", "", false},
+		{"GET", "application/grpc", false},
+		{"GET", "", false},
+		{"PUT", "application/grpc", false},
+	} {
+		r.run(tt.method+" "+tt.contentType, func(t *testing.T, r *rig) {
+			fields := r.client.Request(wirePath)
+			fields[0].Value = tt.method
+			fields = slices.DeleteFunc(fields, func(f hpack.HeaderField) bool { return f.Name == "content-type" })
+			if tt.contentType != "" {
+				fields = append(fields, wiretest.Fields("content-type", tt.contentType)...)
+			}
+			c := &rpc{r: r, client: r.client, id: r.client.Open(fields, true)}
+			if !tt.grpc {
+				h := c.result()
+				if wiretest.Get(h.Head, ":status") != "299" || string(h.Data) != "next" || wiretest.Values(h.Head, "grpc-status") != nil {
+					t.Errorf("got %v %q, want the next handler's answer", h.Head, h.Data)
+				}
+				return
+			}
+			c.take(0)
+			if got := c.req.Get("content-type"); got != tt.contentType {
+				t.Errorf("content-type %q, want %q", got, tt.contentType)
+			}
+			c.answerOK()
+		})
+	}
+}
+
+// A path that names no method is answered here: no upstream could make sense of it.
+func TestWireBadPath(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	for _, path := range []string{"/", "/method", "/service/", "//method"} {
+		r.run(path, func(_ *testing.T, r *rig) {
+			fields := r.client.Request(path)
+			c := &rpc{r: r, client: r.client, id: r.client.Open(fields, true)}
+			r.checkFailure(c.result(), failure{code: codes.Unimplemented, reason: "MALFORMED_PATH", attempts: -1, says: []string{"path"}})
+		})
+	}
+}
+
+// grpc_respond answers a status as gRPC's Trailers-Only, to the frame what a server without that method would send.
+func TestWireRespond(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: `
+		route {
+			@maintenance grpc pkg.Maintenance
+			grpc_respond @maintenance UNAVAILABLE "back at 5 pm: 100% sure, Größe {http.request.header.x-id}" {
+				metadata x-custom 1 2
+				metadata x-id <{http.request.header.x-id}>
+			}
+			@dynamic grpc pkg.Dynamic
+			grpc_respond @dynamic {http.request.header.x-code} {http.request.header.x-text}
+			@secret grpc {
+				service pkg.Secret pkg.Hidden*
+				metadata !authorization
+			}
+			grpc_respond @secret Unauthenticated
+			@write grpc {
+				service pkg.Data
+				method Write* Delete
+				metadata x-role guest *-ro
+			}
+			grpc_respond @write 7 "read only"
+			grpc_respond OK
+			respond "web" 200
+		}`}})
+	for _, tt := range []struct {
+		name, path string
+		sent       []string
+		want       []string
+	}{
+		{
+			"message, metadata, placeholders", "/pkg.Maintenance/Do", []string{"x-id", "7"},
+			[]string{"grpc-status", "14", "grpc-message", "back at 5 pm: 100%25 sure, Gr%C3%B6%C3%9Fe 7", "x-custom", "1", "x-custom", "2", "x-id", "<7>"},
+		},
+		{"code by placeholder", "/pkg.Dynamic/Do", []string{"x-code", "NOT_FOUND", "x-text", "gone"}, []string{"grpc-status", "5", "grpc-message", "gone"}},
+		{"no message", "/pkg.Secret/Do", nil, []string{"grpc-status", "16"}},
+		{"service by prefix", "/pkg.Hidden.Deep/Do", nil, []string{"grpc-status", "16"}},
+		{"metadata key is there", "/pkg.Secret/Do", []string{"authorization", "x"}, []string{"grpc-status", "0"}},
+		{"method by prefix", "/pkg.Data/WriteAll", []string{"x-role", "guest"}, []string{"grpc-status", "7", "grpc-message", "read only"}},
+		{"metadata by suffix, second value", "/pkg.Data/Delete", []string{"x-role", "x", "x-role", "admin-ro"}, []string{"grpc-status", "7", "grpc-message", "read only"}},
+		{"metadata of another value", "/pkg.Data/Delete", []string{"x-role", "admin"}, []string{"grpc-status", "0"}},
+		{"another method", "/pkg.Data/Read", []string{"x-role", "guest"}, []string{"grpc-status", "0"}},
+	} {
+		r.run(tt.name, func(t *testing.T, r *rig) {
+			c := &rpc{r: r, client: r.client, id: r.client.Open(r.client.Request(tt.path, tt.sent...), true)}
+			h := c.result()
+			if h.Sequence() != "HEADERS+END_STREAM" {
+				t.Errorf("frames %s", h.Sequence())
+			}
+			sameFields(t, h.Head, wiretest.Head(tt.want...))
+		})
+	}
+	r.run("code that is none", func(t *testing.T, r *rig) {
+		c := &rpc{r: r, client: r.client, id: r.client.Open(r.client.Request("/pkg.Dynamic/Do", "x-code", "NOPE"), true)}
+		h := c.result()
+		if h.Sequence() != "HEADERS+END_STREAM" || h.Get("grpc-status") != "13" || !strings.Contains(h.Get("grpc-message"), "NOPE") {
+			t.Errorf("%s %v", h.Sequence(), h.Head)
+		}
+	})
+	r.run("request open", func(t *testing.T, r *rig) {
+		c := &rpc{r: r, client: r.client, id: r.client.Open(r.client.Request("/pkg.Secret/Do"), false)}
+		h := c.result()
+		if h.Sequence() != "HEADERS+END_STREAM RST_STREAM(NO_ERROR)" {
+			t.Errorf("frames %s", h.Sequence())
+		}
+		sameFields(t, h.Head, wiretest.Head("grpc-status", "16"))
+	})
+	r.run("not gRPC", func(t *testing.T, r *rig) {
+		fields := r.client.Request("/pkg.Secret/Do")
+		fields[4].Value = "application/json"
+		c := &rpc{r: r, client: r.client, id: r.client.Open(fields, true)}
+		if h := c.result(); string(h.Data) != "web" || wiretest.Values(h.Head, "grpc-status") != nil {
+			t.Errorf("%v %q", h.Head, h.Data)
+		}
+	})
+}
