@@ -216,3 +216,19 @@ func TestWireConnectionLost(t *testing.T) {
 		r.complete()
 	})
 }
+
+// Semantics 3.2: "Upstream PING timeout → UNAVAILABLE".
+func TestWireKeepalive(t *testing.T) {
+	r := newRig(t, rigOptions{Block: "keepalive {\ninterval 1s\ntimeout 200ms\n}", Up: wiretest.Options{NoPingAck: true}})
+	c := r.streaming()
+	c.head()
+	c.message("response")
+	c.gotHead()
+	c.gotMessage("response")
+	c.up.ExpectPing()
+	r.ups[0].drop()
+	r.checkTrailers(c.result(), "HEADERS+END_STREAM RST_STREAM(NO_ERROR)", failure{
+		code: codes.Unavailable, reason: "UPSTREAM_CONNECTION_LOST", says: []string{"no answer to a keepalive PING"},
+	})
+	r.complete()
+}

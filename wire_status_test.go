@@ -89,6 +89,13 @@ func TestWireGarbledStatus(t *testing.T) {
 			r.checkStatus(h.Trailers, tt.want)
 			sameFields(t, without(h.Trailers, "grpc-status", "grpc-message", "grpc-status-details-bin"), wiretest.Fields(custom[:6]...))
 		})
+		r.run(tt.name+" alone in trailers", func(_ *testing.T, r *rig) {
+			c := r.unary()
+			c.head()
+			c.gotHead()
+			c.up.WriteHeaders(c.sid, wiretest.Fields(tt.fields...), true)
+			r.checkTrailers(c.result(), "HEADERS+END_STREAM", tt.want)
+		})
 		r.run(tt.name+" in Trailers-Only", func(t *testing.T, r *rig) {
 			c := r.unary()
 			c.up.WriteHeaders(c.sid, wiretest.Head(custom...), true)
@@ -338,6 +345,21 @@ func TestWireOversizedMetadata(t *testing.T) {
 		r.checkTrailers(c.result(), "HEADERS DATA HEADERS+END_STREAM", want)
 	})
 	r.complete()
+	if n := r.ups[0].Accepted(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+	// So large that reading it to its end is not worth it: that costs the connection, and the status is the same.
+	r.run("far too large", func(_ *testing.T, r *rig) {
+		c := r.unary()
+		c.head()
+		c.message("response")
+		c.gotHead()
+		c.gotMessage("response")
+		c.trailers("grpc-status", "0", "x-large", strings.Repeat("v", 1<<20))
+		r.ups[0].drop()
+		r.checkTrailers(c.result(), "HEADERS+END_STREAM", want)
+		r.complete()
+	})
 }
 
 // "With expose_upstream": address in message and details, also where an answer had begun; the message stays decodable.

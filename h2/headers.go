@@ -66,8 +66,16 @@ func (c *Conn) onContinuation(f frameHeader, p []byte) *Error {
 	if len(p) == 0 {
 		in.blockNone++
 	}
-	if len(in.block)+len(p) > in.maxBlock() || in.blockNone > maxEmptyContinuations ||
-		in.blockMore > maxContinuations+in.maxBlock()/protocolFrameSize {
+	if len(in.block)+len(p) > in.maxBlock() {
+		c.mu.Lock()
+		if s := c.streams[f.id]; s != nil && c.client && !s.recvEnd {
+			// The block's own stream is to be told why, not only that the connection is over.
+			_ = c.failLocked(s, &Error{Kind: KindHeaderListSize, Code: Cancel})
+		}
+		c.unlock()
+		return violation(EnhanceYourCalm, "header block far above the limit")
+	}
+	if in.blockNone > maxEmptyContinuations || in.blockMore > maxContinuations+in.maxBlock()/protocolFrameSize {
 		return violation(EnhanceYourCalm, "CONTINUATION flood")
 	}
 	in.block = append(in.block, p...)
