@@ -54,6 +54,7 @@ type exchange struct {
 	done     chan struct{} // closed when a responder of its own is through; nil if there is none
 	writing  bool          // the responder is inside a write to the client
 	over     bool          // the call has its result; later events mean nothing
+	late     *failure      // what would have cut the call, had its answer not been complete
 	panicked any           // what a responder of its own panicked with
 	timer    *time.Timer
 
@@ -62,6 +63,7 @@ type exchange struct {
 
 	// Progress of the answer; the responder's.
 	committed bool // the response head went to the client
+	broken    bool // a write to the client has failed
 	aborted   bool // the server must reset the client's stream
 	result    *failure
 	framing   grpcwire.Framing
@@ -155,9 +157,11 @@ func (x *exchange) respondBeside() {
 	}()
 	x.respond()
 	x.send.stop()
-	if x.r.ProtoMajor == 1 {
-		// An HTTP/1 body cannot be closed while it is read.
-		_ = x.deadlines.SetReadDeadline(time.Unix(1, 0))
+	if x.r.ProtoMajor != 2 {
+		// An HTTP/1 body cannot be closed while it is read. Closing an HTTP/3 body tells the client that the call was
+		// cancelled, before it has the answer; left open, the server asks it to stop with H3_NO_ERROR, as RFC 9114
+		// section 4.1 has it. Through Caddy's reader, if it is there, or its next read would lift the deadline.
+		_ = x.flusher.SetReadDeadline(time.Unix(1, 0))
 		return
 	}
 	_ = x.body.Close()

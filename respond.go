@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 	"time"
@@ -93,9 +94,17 @@ func (x *exchange) next(unflushed bool) event {
 	for x.in.empty() {
 		if unflushed && x.committed {
 			unflushed = false
+			x.writing = true
 			x.mu.Unlock()
-			_ = x.flusher.Flush() // a failure shows in the request's context
+			err := x.flusher.Flush()
 			x.mu.Lock()
+			x.writing = false
+			if err != nil {
+				x.broken = true
+				if x.in.cut == nil {
+					x.in.cut = cmp.Or(x.late, clientGone())
+				}
+			}
 			continue
 		}
 		done := x.r.Context().Done()
@@ -173,6 +182,8 @@ func (x *exchange) relayData(ans *answer, p []byte) error {
 	x.mu.Unlock()
 	if err == nil {
 		stream.Consumed(len(p))
+	} else {
+		x.broken = true
 	}
 	return err
 }
@@ -248,10 +259,25 @@ func (x *exchange) deadlinePassed() bool {
 	return !d.IsZero() && !time.Now().Before(d)
 }
 
-// cut ends the call from outside: a timer, a reload, an exit, a request that cannot be read.
+// writeGrace is how long a client that does not read may still take in what is being written when its call is cut. It
+// is shorter than exitMargin.
+const writeGrace = 100 * time.Millisecond
+
+// cut ends the call from outside: a timer, a reload, an exit, a request that cannot be read. A call whose answer has come
+// to its end is left to it, unless the client does not take it.
 func (x *exchange) cut(f *failure) {
 	x.mu.Lock()
-	if x.over || x.in.end || x.in.cut != nil {
+	if x.over || x.in.cut != nil {
+		x.mu.Unlock()
+		return
+	}
+	if x.writing || x.in.end && x.r.ProtoMajor > 1 {
+		// The responder waits for a client that does not read, or soon may; trailers could not reach it either. With mu
+		// held: once the handler has returned, its deadlines must not be touched.
+		_ = x.deadlines.SetWriteDeadline(time.Now().Add(writeGrace))
+	}
+	if x.in.end {
+		x.late = f
 		x.mu.Unlock()
 		return
 	}
@@ -259,7 +285,6 @@ func (x *exchange) cut(f *failure) {
 	if x.cancelWait != nil {
 		x.cancelWait()
 	}
-	blocked := x.writing
 	var stream *h2.Stream
 	if x.att != nil {
 		stream = x.att.stream
@@ -271,18 +296,17 @@ func (x *exchange) cut(f *failure) {
 		stream.Reset(h2.Cancel)
 		stream.Conn().Flush()
 	}
-	if blocked {
-		// The responder waits for a client that does not read; trailers could not reach it either.
-		_ = x.deadlines.SetWriteDeadline(time.Unix(1, 0))
-	}
 }
 
 // cutOr returns why the proxy ends the call, f if it does not.
 func (x *exchange) cutOr(f *failure) *failure {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.in.cut != nil {
+	switch {
+	case x.in.cut != nil:
 		return x.in.cut
+	case x.late != nil:
+		return x.late
 	}
 	return f
 }
@@ -320,11 +344,12 @@ func (x *exchange) conclude(f *failure) {
 		// Nobody is there to be told.
 	case !x.committed:
 		x.answer(f)
-	case x.framing.AtBoundary():
+	case !x.broken && x.framing.AtBoundary():
 		// linkerd2-proxy's way: an answer that has begun ends with a status too.
 		x.setStatus(http.TrailerPrefix, f)
 	default:
-		// Inside a message a status would be read as the message's own end: reset.
+		// Inside a message a status would be read as the message's own end: reset. Nor can there be one if a write
+		// has failed, which HTTP/2 makes a reset by itself, but HTTP/3 does not.
 		x.aborted = true
 	}
 }
