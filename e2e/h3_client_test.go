@@ -93,6 +93,7 @@ func (c *h3Client) Open(ctx context.Context, k kind) (stream, error) {
 			req.Header.Add(name, v)
 		}
 	}
+	context.AfterFunc(ctx, func() { _ = w.Close() }) // a body that nobody ends would keep its reader for ever
 	go func() {
 		defer close(s.answer)
 		s.resp, s.err = c.tr.RoundTrip(req)
@@ -162,7 +163,6 @@ func (s *h3Stream) Recv(m proto.Message) error {
 
 // readStatus reads the end of the answer.
 func (s *h3Stream) readStatus() {
-	defer s.body.Close()
 	h := s.resp.Trailer
 	if s.trailersOnly() {
 		if h != nil {

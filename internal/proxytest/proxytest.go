@@ -35,6 +35,8 @@ type Options struct {
 	Servers string
 	// CertFile and KeyFile, if set, open a TLS port (HTTP/2 and HTTP/3) besides the plaintext one.
 	CertFile, KeyFile string
+	// TLS is added to the TLS port's tls block.
+	TLS string
 	// AccessLog turns access logs on; Proxy.AccessLog reads them.
 	AccessLog bool
 }
@@ -96,7 +98,7 @@ func (p *Proxy) Caddyfile(site string) string {
 	fmt.Fprintf(&b, "http://:%s {\n%s}\n", port, body)
 	if p.TLS != "" {
 		_, port, _ := net.SplitHostPort(p.TLS)
-		fmt.Fprintf(&b, "https://:%s {\n\ttls %s %s\n%s}\n", port, p.opts.CertFile, p.opts.KeyFile, body)
+		fmt.Fprintf(&b, "https://:%s {\n\ttls %s %s {\n%s\t}\n%s}\n", port, p.opts.CertFile, p.opts.KeyFile, indent(p.opts.TLS, 2), body)
 	}
 	return b.String()
 }
