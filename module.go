@@ -188,8 +188,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.provisionEndpoints(ctx); err != nil {
 		return err
 	}
-	h.watchServer(ctx)
-	return h.preconnect(ctx)
+	return h.watchServer(ctx)
 }
 
 // preconnect makes the first connections once the configuration has started, if that is wanted.
@@ -324,15 +323,16 @@ func (h *Handler) Cleanup() error {
 
 // watchServer connects the handler to the server it runs in: to learn of reload and exit, and to tell the user of
 // settings there that gRPC needs.
-func (h *Handler) watchServer(ctx caddy.Context) {
+func (h *Handler) watchServer(ctx caddy.Context) error {
 	srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
-		return
+		return nil
 	}
 	srv.RegisterOnShutdown(h.onShutdown)
 	if len(srv.ExpectedUnderscoreHeaders) == 0 && len(srv.ExpectedDotHeaders) == 0 {
 		hintAtMetadataKeys(h.logger)
 	}
+	return h.preconnect(ctx)
 }
 
 func parsePrefixes(list []string) ([]netip.Prefix, error) {

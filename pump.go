@@ -16,6 +16,8 @@ const (
 	firstChunk = 4 << 10
 	// maxChunk is what a busy request's buffer grows to, and the replay buffer's bound (linkerd2-proxy: 64 KiB).
 	maxChunk = 64 << 10
+	// quietConn is how many streams a connection may have for its frames to be sent one by one.
+	quietConn = 4
 	// maxReplay bounds the replay buffers of all calls together, beyond the first chunk of each.
 	maxReplay = 64 << 20
 )
@@ -196,8 +198,9 @@ func (s *sender) flowLocked(mayBlock bool) bool {
 		}
 	}
 	a.ended = s.eof
-	if first && !s.eof {
-		// A unary call's end follows at once: wait a moment for it, so that the whole call leaves in one packet.
+	if first && !s.eof || a.stream.Conn().Streams() > quietConn {
+		// A unary call's end follows at once: wait a moment for it, so that the whole call leaves in one packet. And on
+		// a busy connection others have something to send as well.
 		a.stream.Conn().FlushSoon()
 		return true
 	}

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"encoding/binary"
+	"runtime"
 	"sync"
 	"time"
 
@@ -194,14 +195,22 @@ func (c *Conn) flushLocked() {
 	c.unlock()
 }
 
-// FlushSoon lets the connection's writer goroutine flush, so that frames of several callers leave together.
+// FlushSoon lets the connection's writer goroutine flush, when those who can run now have run, so that frames of
+// several callers leave together.
 func (c *Conn) FlushSoon() {
 	c.mu.Lock()
 	if !c.flushing && c.out != nil && c.writeErr == nil {
 		c.flushing = true
-		go c.writeLoop()
+		go c.writeSoon()
 	}
 	c.unlock()
+}
+
+// writeSoon stands behind the goroutines that are ready to run, which may have something to append: on a busy
+// connection that saves system calls, on a quiet one it costs next to nothing.
+func (c *Conn) writeSoon() {
+	runtime.Gosched()
+	c.writeLoop()
 }
 
 // takeLocked takes the pending buffer for writing.
