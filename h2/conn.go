@@ -165,6 +165,7 @@ func (c *Conn) nano() int64 { return int64(time.Since(c.epoch)) + 1 }
 const (
 	evCapacity = 1 << iota // a stream's place became free or the limit rose
 	evIdle                 // the last stream ended
+	evNearlyFull           // few streams more can be opened
 )
 
 // unlock releases mu and makes the calls that became due under it.
@@ -177,6 +178,9 @@ func (c *Conn) unlock() {
 	}
 	if ev&evIdle != 0 && c.cfg.OnIdle != nil {
 		c.cfg.OnIdle(c)
+	}
+	if ev&evNearlyFull != 0 && c.cfg.OnNearlyFull != nil {
+		c.cfg.OnNearlyFull(c)
 	}
 }
 
@@ -223,11 +227,16 @@ func (c *Conn) availableLocked() int {
 	if !c.client || c.draining || c.over != nil || c.writeErr != nil {
 		return 0
 	}
+	return max(0, c.streamLimitLocked()-len(c.streams))
+}
+
+// streamLimitLocked is how many streams this side may have open: the peer's limit, or the own one if that is lower.
+func (c *Conn) streamLimitLocked() int {
 	limit := int64(c.peerMaxStreams)
 	if c.cfg.MaxStreams > 0 {
 		limit = min(limit, int64(c.cfg.MaxStreams))
 	}
-	return int(max(0, limit-int64(len(c.streams))))
+	return int(limit)
 }
 
 // OpenStream opens a stream (client role): it allocates the identifier and appends HEADERS, with END_STREAM if end is
@@ -252,6 +261,9 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 		}
 	}
 	c.addLocked(s)
+	if limit := c.streamLimitLocked(); limit-len(c.streams) == limit/8 {
+		c.events |= evNearlyFull
+	}
 	c.nextID += 2
 	if c.nextID > maxStreamID {
 		// RFC 9113 section 5.1.1: a client that runs out of identifiers opens a new connection.

@@ -206,6 +206,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 		PingWithoutStreams: e.cfg.PingWithoutStreams,
 		IdleTimeout:        max(e.cfg.IdleTimeout, 0),
 		OnCapacity:         func(*h2.Conn) { e.capacity() },
+		OnNearlyFull:       func(*h2.Conn) { e.nearlyFull() },
 		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
 		OnClose:            func(_ *h2.Conn, err *h2.Error) { e.closed(c, err) },
 	}
@@ -219,6 +220,19 @@ func (e *Endpoint) capacity() {
 	e.mu.Lock()
 	e.wakeLocked()
 	e.mu.Unlock()
+}
+
+// nearlyFull dials another connection before the ones there are full (gRFC A105), so that no call has to wait for it.
+func (e *Endpoint) nearlyFull() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	conns := *e.conns.Load()
+	for _, c := range conns {
+		if free := c.Available(); free > (free+c.Streams())/8 {
+			return
+		}
+	}
+	e.startDialLocked()
 }
 
 // goneAway takes the connection out of use; its streams finish. A new one is dialled in time for the next call.

@@ -152,6 +152,23 @@ func TestGrowsWithStreams(t *testing.T) {
 	}
 }
 
+// TestGrowsInTime: the next connection is there before the last stream of the first is taken.
+func TestGrowsInTime(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 16}}})
+	e := endpoint(t, l.Addr(), Config{})
+	for range 13 {
+		open(t, e)
+	}
+	<-accepted
+	if n := e.Conns(); n != 1 || l.Accepted() != 1 {
+		t.Fatalf("%d connections for 13 streams of 16", n)
+	}
+	open(t, e)
+	<-accepted
+	eventually(t, "a second connection", func() bool { return e.Conns() == 2 })
+}
+
 func TestQueueBounds(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l, accepted := listen(t, wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}})
