@@ -27,9 +27,10 @@ func schemeOf(addr string) (scheme upstream.Scheme, known bool) {
 
 // modulesBelow lists the modules of a namespace, for error messages.
 func modulesBelow(namespace string) string {
-	var names []string
-	for _, m := range caddy.GetModules(namespace) {
-		names = append(names, m.ID.Name())
+	modules := caddy.GetModules(namespace)
+	names := make([]string, len(modules))
+	for i, m := range modules {
+		names[i] = m.ID.Name()
 	}
 	return strings.Join(names, ", ")
 }

@@ -428,9 +428,16 @@ func caseWords(t *testing.T, file, function string) []string {
 		if !ok || sw.Tag == nil {
 			return true
 		}
-		tag, isIdent := sw.Tag.(*ast.Ident)
-		if call, isCall := sw.Tag.(*ast.CallExpr); !(isIdent && (tag.Name == "word" || tag.Name == "name") ||
-			isCall && fmt.Sprint(call.Fun.(*ast.SelectorExpr).Sel) == "Val") {
+		switch tag := sw.Tag.(type) {
+		case *ast.Ident: // word := p.Val()
+			if tag.Name != "word" && tag.Name != "name" {
+				return true
+			}
+		case *ast.CallExpr: // p.Val()
+			if sel, ok := tag.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Val" {
+				return true
+			}
+		default:
 			return true
 		}
 		for _, stmt := range sw.Body.List {

@@ -88,20 +88,6 @@ func (d *drain) endAll(f *failure) int {
 	return n
 }
 
-// running counts the calls in the registry.
-func (d *drain) running() int {
-	n := 0
-	for i := range d.shards {
-		s := &d.shards[i]
-		s.mu.Lock()
-		for x := s.first; x != nil; x = x.drained.next {
-			n++
-		}
-		s.mu.Unlock()
-	}
-	return n
-}
-
 // exitMargin is kept of a grace period for the last frames to leave.
 const exitMargin = 200 * time.Millisecond
 

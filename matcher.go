@@ -197,7 +197,6 @@ func glob(pattern, s string) bool {
 
 // Interface guards
 var (
-	_ caddyhttp.RequestMatcher          = (*MatchGRPC)(nil)
 	_ caddyhttp.RequestMatcherWithError = (*MatchGRPC)(nil)
 	_ caddyfile.Unmarshaler             = (*MatchGRPC)(nil)
 	_ caddy.Validator                   = (*MatchGRPC)(nil)

@@ -106,10 +106,10 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 		FallbackDelay:     time.Duration(t.FallbackDelay),
 		MinConns:          t.MinConns,
 		MaxConns:          t.MaxConns,
-		MaxStreamsPerConn: uint32(min(max(t.MaxStreamsPerConn, 0), math.MaxInt32)), //nolint:gosec // bounded here
+		MaxStreamsPerConn: uint32(min(max(t.MaxStreamsPerConn, 0), math.MaxInt32)),
 		QueueSize:         t.QueueSize,
 		MaxAge:            time.Duration(t.MaxConnAge),
-		MaxHeaderListSize: uint32(min(max(t.MaxResponseHeaderSize, 0), math.MaxInt32)), //nolint:gosec // bounded here
+		MaxHeaderListSize: uint32(min(max(t.MaxResponseHeaderSize, 0), math.MaxInt32)),
 	}
 	if k := t.KeepAlive; k != nil {
 		cfg.PingInterval = time.Duration(k.Interval)

@@ -1,6 +1,7 @@
 package grpcproxy_test
 
 import (
+	"maps"
 	"testing"
 	"time"
 
@@ -184,9 +185,7 @@ func TestWireAccessLog(t *testing.T) {
 			if tt.want["upstream"] == addr {
 				want["p_upstream"], want["p_host"] = addr, addr
 			}
-			for k, v := range tt.want {
-				want[k] = v
-			}
+			maps.Copy(want, tt.want)
 			if tt.name == "reset inside a message" {
 				// The handler ended by a panic, as net/http wants it: there was no chance for log_append.
 				for _, k := range []string{"status", "p_service", "p_method"} {

@@ -1,6 +1,7 @@
 package grpcproxy_test
 
 import (
+	"slices"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -129,7 +130,7 @@ func TestWireMessageBoundary(t *testing.T) {
 		{"all but one byte", message[:len(message)-1], false},
 		{"whole message", message, true},
 		{"empty message", wiretest.Message(nil), true},
-		{"message and one byte", append(message[:len(message):len(message)], 0), false},
+		{"message and one byte", append(slices.Clip(message), 0), false},
 		{"three messages", append(append(append([]byte{}, message...), wiretest.Message(nil)...), message...), true},
 	} {
 		r.run(tt.name, func(t *testing.T, r *rig) {

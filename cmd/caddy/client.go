@@ -181,7 +181,7 @@ func (c *client) call(s step) {
 func (c *client) unary(ctx context.Context, want codes.Code) (metadata.MD, error) {
 	req := &testpb.SimpleRequest{ResponseSize: messageSize, Payload: body()}
 	if want != codes.OK {
-		req.ResponseStatus = &testpb.EchoStatus{Code: int32(want), Message: "asked for by the demo"} //nolint:gosec // codes are small
+		req.ResponseStatus = &testpb.EchoStatus{Code: int32(want), Message: "asked for by the demo"}
 	}
 	var head metadata.MD
 	resp, err := c.rpc.UnaryCall(ctx, req, grpc.Header(&head))

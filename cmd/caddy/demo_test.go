@@ -224,7 +224,7 @@ func TestDemoPrintedLines(t *testing.T) {
 			t.Skip("curl is not installed")
 		}
 		script := regexp.MustCompile(`(?m)^  printf (?s:.*?)/EmptyCall$`).FindString(p.all.String())
-		out, err := exec.CommandContext(ctx, "sh", "-c", script).CombinedOutput() //nolint:gosec // the very thing to test
+		out, err := exec.CommandContext(ctx, "sh", "-c", script).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s\n%v: %s", script, err, out)
 		}
@@ -260,7 +260,7 @@ func TestDemoPrintedLines(t *testing.T) {
 	})
 	t.Run("server ID", func(t *testing.T) {
 		// As `grpcurl -insecure`: the CA is nobody's business but the demo's.
-		conn := dial(t, tlsPort, credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})) //nolint:gosec // on purpose, see above
+		conn := dial(t, tlsPort, credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))
 		resp, err := testpb.NewTestServiceClient(conn).UnaryCall(ctx, &testpb.SimpleRequest{FillServerId: true})
 		if err != nil {
 			t.Fatal(err)

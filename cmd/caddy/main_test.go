@@ -44,7 +44,7 @@ func startDemo(t *testing.T, args ...string) *process {
 	t.Helper()
 	p := &process{home: t.TempDir(), tmp: t.TempDir()}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	p.cmd = exec.CommandContext(ctx, os.Args[0], append([]string{"grpc-demo", "--plain", "--tls-port=0", "--h2c-port=0"}, args...)...) //nolint:gosec // our own binary
+	p.cmd = exec.CommandContext(ctx, os.Args[0], append([]string{"grpc-demo", "--plain", "--tls-port=0", "--h2c-port=0"}, args...)...)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "XDG_") {
 			p.cmd.Env = append(p.cmd.Env, v)

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -99,7 +100,7 @@ func codeName(code codes.Code) string {
 func count(n int64) string {
 	switch {
 	case n < 1000:
-		return fmt.Sprint(n)
+		return strconv.FormatInt(n, 10)
 	case n < 1_000_000:
 		return fmt.Sprintf("%d,%03d", n/1000, n%1000)
 	case n < 999_995_000:

@@ -68,8 +68,8 @@ var broken = map[string]struct {
 		return walk(s, int(next.Add(1)), in.Tried)
 	}, selectiontest.Traits{Even: true, Exact: true}, []string{"even", "even/neighbours_unusable", "begins_anywhere", "exact", "exact_in_parallel"}},
 	"last": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
-		for i := len(s.Endpoints) - 1; i >= 0; i-- {
-			if s.Endpoints[i].State.Usable() && !slices.Contains(in.Tried, i) {
+		for i, e := range slices.Backward(s.Endpoints) {
+			if e.State.Usable() && !slices.Contains(in.Tried, i) {
 				return i, true
 			}
 		}
