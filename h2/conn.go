@@ -163,9 +163,9 @@ func (c *Conn) start() {
 func (c *Conn) nano() int64 { return int64(time.Since(c.epoch)) + 1 }
 
 const (
-	evCapacity = 1 << iota // a stream's place became free or the limit rose
-	evIdle                 // the last stream ended
-	evNearlyFull           // few streams more can be opened
+	evCapacity   = 1 << iota // a stream's place became free or the limit rose
+	evIdle                   // the last stream ended
+	evNearlyFull             // few streams more can be opened
 )
 
 // unlock releases mu and makes the calls that became due under it.
