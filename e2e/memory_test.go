@@ -31,7 +31,7 @@ func rss(t *testing.T, pid int) int64 {
 }
 
 // bound is what the proxy may grow by, whatever one client or upstream does.
-const bound = 16 << 20
+const bound = 8 << 20
 
 // flood is how much one side would like to send.
 const flood = 1 << 30
