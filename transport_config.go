@@ -54,7 +54,7 @@ type Transport struct {
 	// the first is made by the first RPC.
 	MinConns int `json:"min_conns,omitempty"`
 
-	// How many connections one upstream may have; a further one is opened when the others' streams are used up.
+	// How many connections one upstream may have; a further one is opened before the others' streams are used up.
 	// Default: 10.
 	MaxConns int `json:"max_conns,omitempty"`
 
