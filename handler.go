@@ -76,7 +76,7 @@ func (x *exchange) classify() *failure {
 		d, err := grpcwire.ParseTimeout(v[0])
 		if err != nil {
 			// grpc-go's server answers a malformed grpc-timeout with INTERNAL.
-			return proxyFailure(grpcwire.Internal, reasonBadTimeout, "malformed grpc-timeout: "+err.Error())
+			return proxyFailure(grpcwire.Internal, reasonBadTimeout, err.Error())
 		}
 		c.Deadline = c.Start.Add(d)
 	}
