@@ -56,15 +56,16 @@ func TestWireCancel(t *testing.T) {
 		}},
 		{"while the upstream does not read", func(r *rig) *rpc {
 			r.ups[0].conn.HoldWindows(true)
-			r.t.Cleanup(func() { r.ups[0].conn.HoldWindows(false) })
 			c := r.open()
 			c.take(0)
-			p := pattern(100 << 10)
-			for i := 0; i < 60<<10; i += 10 << 10 {
-				c.client.WriteData(c.id, p[i:i+10<<10], false)
+			for range 10 {
+				c.client.WriteData(c.id, make([]byte, 10<<10), false)
 			}
-			n := len(c.got(60<<10, false))
-			r.ups[0].conn.WriteWindowUpdate(0, uint32(n))
+			c.got(65535, false) // all of its window
+			r.t.Cleanup(func() {
+				c.up.HoldWindows(false)
+				c.up.WriteWindowUpdate(0, 65535)
+			})
 			return c
 		}},
 		{"while the client does not read", func(r *rig) *rpc {

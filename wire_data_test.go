@@ -69,8 +69,8 @@ func TestWireDataSplits(t *testing.T) {
 		wiretest.Message(nil), pattern(1), pattern(20000), wiretest.Message(nil), pattern(300), pattern(70000), wiretest.Message(nil),
 	}, nil)
 	for _, tt := range []struct {
-		name string
-		size func() int // of the next DATA frame
+		name  string
+		sizes func() func() int // of one DATA frame after the other
 	}{
 		{"bytes at the edges", func() func() int {
 			n := 0
@@ -80,9 +80,9 @@ func TestWireDataSplits(t *testing.T) {
 				}
 				return 16384
 			}
-		}()},
-		{"random", func() int { return 50 + rand.IntN(3000) }},
-		{"largest", func() int { return 16384 }},
+		}},
+		{"random", func() func() int { return func() int { return 50 + rand.IntN(3000) } }},
+		{"largest", func() func() int { return func() int { return 16384 } }},
 	} {
 		for _, padded := range []bool{false, true} {
 			r.run(fmt.Sprintf("%s, padding %v", tt.name, padded), func(t *testing.T, r *rig) {
@@ -91,8 +91,9 @@ func TestWireDataSplits(t *testing.T) {
 					body = body[:5+6+20005+5+305] // padding does not wait for windows
 				}
 				write := func(conn *wiretest.Conn, id uint32) {
+					size := tt.sizes()
 					for rest := body; len(rest) > 0; {
-						n := min(tt.size(), len(rest), 16000)
+						n := min(size(), len(rest), 16000)
 						if padded {
 							conn.WriteDataPadded(id, rest[:n], false, rand.IntN(50))
 						} else {

@@ -214,4 +214,12 @@ func TestWireHead(t *testing.T) {
 	sameFields(t, c.gotHead().Fields, wiretest.Head("x-custom", "1", "x-custom", "2", "x-bin", "AP8", "grpc-encoding", "gzip", "grpc-accept-encoding", "gzip,identity"))
 	c.trailers()
 	c.ok()
+	// What concerns the upstream's connection only stays there.
+	c = r.unary()
+	c.head("trailer", "grpc-status", "alt-svc", `h3=":1"`, "proxy-authenticate", "Basic", "content-length", "13", "x-custom", "1")
+	c.message("response")
+	c.trailers("grpc-status", "0", "alt-svc", "clear", "x-trail", "1")
+	h := c.ok()
+	sameFields(t, h.Head, wiretest.Head("x-custom", "1"))
+	sameFields(t, h.Trailers, wiretest.Fields("grpc-status", "0", "x-trail", "1"))
 }
