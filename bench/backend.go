@@ -92,8 +92,21 @@ func accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
 
 func respond(s *h2.Stream) {
 	_ = s.WriteHeaders(head, false)
-	_ = s.Write(answer, false)
-	_ = s.WriteHeaders(trailer, true)
+	write(s, answer, func() { _ = s.WriteHeaders(trailer, true) })
+}
+
+// write writes p and then calls end. It is called on a connection's reader, which must not wait for windows: where there
+// is no room, a goroutine does.
+func write(s *h2.Stream, p []byte, end func()) {
+	if n, err := s.TryWrite(p, false); err == nil && n < len(p) {
+		go func() {
+			_ = s.Write(p[n:], false)
+			end()
+			s.Conn().Flush()
+		}()
+		return
+	}
+	end()
 	s.Conn().FlushSoon()
 }
 
@@ -116,12 +129,12 @@ func (unaryReceiver) RecvData(s *h2.Stream, p []byte, end bool) {
 type echo struct{ sink }
 
 func (echo) RecvData(s *h2.Stream, p []byte, end bool) {
-	_, _ = s.TryWrite(p, false)
 	s.Consumed(len(p))
-	if end {
-		_ = s.WriteHeaders(trailer, true)
-	}
-	s.Conn().FlushSoon()
+	write(s, append([]byte(nil), p...), func() {
+		if end {
+			_ = s.WriteHeaders(trailer, true)
+		}
+	})
 }
 
 // stream sends one message of streamTotal bytes.

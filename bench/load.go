@@ -71,7 +71,11 @@ func (g *generator) next() {
 		g.failed.Add(1)
 		return
 	}
-	_ = s.Write(answer, g.path != pathPingPong)
+	write(s, answer, func() {
+		if g.path != pathPingPong {
+			_, _ = s.TryWrite(nil, true)
+		}
+	})
 }
 
 func (c *genCall) RecvHead(_ *h2.Stream, f []h2.Field, end bool) {
@@ -88,8 +92,7 @@ func (c *genCall) RecvData(s *h2.Stream, p []byte, end bool) {
 		c.finish()
 	case c.g.path == pathPingPong && !c.g.stop.Load():
 		c.g.done.Add(1)
-		_ = s.Write(answer, false)
-		c.g.conn.FlushSoon()
+		write(s, answer, func() {})
 	}
 }
 func (c *genCall) RecvTrailers(*h2.Stream, []h2.Field) { c.finish() }
@@ -106,7 +109,6 @@ func (c *genCall) finish() {
 	c.g.done.Add(1)
 	if !c.g.stop.Load() {
 		c.g.next()
-		c.g.conn.FlushSoon()
 	}
 }
 
@@ -147,7 +149,13 @@ func (b *bench) load(pid int, workers bool, addr string, conns, streams int, pat
 		}
 		return done, failed
 	}
-	time.Sleep(b.duration / 4) // warm up
+	// Warm up: stacks and heap have their size once every stream has been round a few times.
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if done, _ := sum(); done >= int64(5*conns*streams) {
+			break
+		}
+	}
+	time.Sleep(b.duration / 4)
 	before, _ := sum()
 	cpu0, err := cpu(pid, workers)
 	if err != nil {
