@@ -103,7 +103,8 @@ func TestWireRespond(t *testing.T) {
 		want       []string
 	}{
 		{
-			"message, metadata, placeholders", "/pkg.Maintenance/Do", []string{"x-id", "7"},
+			"message, metadata, placeholders", "/pkg.Maintenance/Do",
+			[]string{"x-id", "7"},
 			[]string{"grpc-status", "14", "grpc-message", "back at 5 pm: 100%25 sure, Gr%C3%B6%C3%9Fe 7", "x-custom", "1", "x-custom", "2", "x-id", "<7>"},
 		},
 		{"code by placeholder", "/pkg.Dynamic/Do", []string{"x-code", "NOT_FOUND", "x-text", "gone"}, []string{"grpc-status", "5", "grpc-message", "gone"}},

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -59,14 +60,24 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 			if err != nil {
 				return nil, err
 			}
+			select {
+			case <-done: // its turn and its end came together: do not send what nobody waits for
+				e.leave(w)
+				return nil, e.gaveUp()
+			default:
+			}
 		case <-done:
 			e.leave(w)
-			return nil, &Error{Kind: KindCanceled, Side: SideDownstream, Unprocessed: true, Endpoint: e.Address(), Err: fmt.Errorf("the client gave up")}
+			return nil, e.gaveUp()
 		case <-timer.C:
 			e.leave(w)
 			return nil, &Error{Kind: KindQueueTimeout, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: fmt.Errorf("no stream became free on the %d connections to the upstream in time", e.Conns())}
 		}
 	}
+}
+
+func (e *Endpoint) gaveUp() *Error {
+	return &Error{Kind: KindCanceled, Side: SideDownstream, Unprocessed: true, Endpoint: e.Address(), Err: errors.New("the client gave up")}
 }
 
 // mayWaitLocked tells whether a call may queue, or why not.
