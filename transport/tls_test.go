@@ -1,0 +1,49 @@
+package transport
+
+import (
+	"net"
+	"testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// TestTLSResumption: a second connection to the same endpoint resumes the first's TLS session.
+func TestTLSResumption(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	ca := wiretest.NewCA(t)
+	l, accepted := listen(t, wiretest.Options{TLS: ca.ServerConfig()})
+	e := endpoint(t, l.Addr(), Config{TLS: ca.ClientConfig()})
+	_, b := open(t, e)
+	first := <-accepted
+	if first.TLS().DidResume {
+		t.Fatal("the first connection resumed something")
+	}
+	id := first.ExpectHeaders().Stream
+	answer(first, id)
+	wantEnd(t, b) // so that the session ticket, which came before, was read
+	first.WriteGoAway(id, h2.NoError, "")
+	second := <-accepted
+	if !second.TLS().DidResume {
+		t.Fatal("the second connection made a full handshake")
+	}
+	if p := second.TLS().NegotiatedProtocol; p != "h2" {
+		t.Fatalf("protocol %q", p)
+	}
+}
+
+// TestBothFamilies: a name with addresses of both families is reached though only one of them answers (RFC 8305).
+func TestBothFamilies(t *testing.T) {
+	l, accepted := listen(t)
+	_, port, err := net.SplitHostPort(l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := NewEndpoint(upstream.Address{Network: "tcp", Dial: net.JoinHostPort("localhost", port)}, Config{})
+	t.Cleanup(func() { _ = e.Destruct() })
+	_, b := open(t, e)
+	c := <-accepted
+	answer(c, c.ExpectHeaders().Stream)
+	wantEnd(t, b)
+}
