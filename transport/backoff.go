@@ -38,6 +38,9 @@ func backoffDelay(n int) time.Duration {
 
 // dialFailedLocked puts the endpoint into backoff and, if it has no connection, turns away who waits for one.
 func (e *Endpoint) dialFailedLocked(err *Error) {
+	if e.released {
+		return // nobody waits for it, and it was Destruct that ended the dial
+	}
 	b := &e.backoff
 	b.failures++
 	wait := jitter(backoffDelay(b.failures), 0.2)
@@ -61,27 +64,27 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	}
 	e.State.Set(upstream.Backoff)
 	e.failQueueLocked(err)
-	if e.released {
-		b.resetLocked()
-		e.stop()
-	}
 }
 
-// backoffOver makes the endpoint eligible again. If calls were turned away meanwhile it is dialled at once, so that it
-// comes back without a call having to find out.
+// backoffOver makes the endpoint eligible again. If calls were turned away meanwhile, or wait for a further connection, it
+// is dialled at once, so that it comes back without a call having to find out.
 func (e *Endpoint) backoffOver() {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.released || e.backoff.last == nil {
-		return
+	over := !e.released && e.backoff.last != nil
+	if over {
+		e.backoff.until = time.Time{}
+		if e.backoff.wanted || e.keepMin || len(e.queue) > 0 {
+			e.backoff.wanted = false
+			e.startDialLocked() // Backoff stays set until the dial succeeds
+		} else {
+			e.State.Clear(upstream.Backoff)
+		}
 	}
-	e.backoff.until = time.Time{}
-	if e.backoff.wanted || e.keepMin {
-		e.backoff.wanted = false
-		e.startDialLocked() // Backoff stays set until the dial succeeds
-		return
+	unused := over && e.unusedLocked()
+	e.mu.Unlock()
+	if unused {
+		e.leaveParent()
 	}
-	e.State.Clear(upstream.Backoff)
 }
 
 // Want tells the endpoint that a call would have gone there, had it not been in backoff.
@@ -91,9 +94,20 @@ func (e *Endpoint) Want() {
 	e.mu.Unlock()
 }
 
-// LastError is why the endpoint is in backoff, nil if it is not.
+// LastError is why the last dial failed, nil if it did not. Clients' parts of the endpoint count as well.
 func (e *Endpoint) LastError() *Error {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.backoff.last
+	err := e.backoff.last
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	e.clients.mu.Lock()
+	defer e.clients.mu.Unlock()
+	for _, p := range e.clients.parts {
+		if err := p.LastError(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

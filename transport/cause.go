@@ -21,6 +21,7 @@ func innermost(err error) string {
 		host x509.HostnameError
 		errn syscall.Errno
 		op   *net.OpError
+		addr *net.AddrError
 	)
 	alert, isAlert := tlsAlert(err)
 	switch {
@@ -28,7 +29,7 @@ func innermost(err error) string {
 		if dns.IsNotFound {
 			return "the upstream's name does not exist in DNS"
 		}
-		return "looking up the upstream's name failed: " + dns.Err
+		return "looking up the upstream's name failed: " + dnsCause(dns)
 	case errors.As(err, &host):
 		return "the upstream's certificate is not valid for the name the proxy expects (set tls_server_name)"
 	case errors.As(err, &cert):
@@ -41,10 +42,26 @@ func innermost(err error) string {
 		return errn.Error()
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return "timed out"
+	case errors.As(err, &addr):
+		return addr.Err
 	case errors.As(err, &op):
 		return op.Err.Error()
 	}
 	return err.Error()
+}
+
+// dnsCause is why a look-up failed. The error's own text may name the DNS server.
+func dnsCause(err *net.DNSError) string {
+	var errn syscall.Errno
+	switch {
+	case err.IsTimeout:
+		return "timed out"
+	case errors.As(err, &errn):
+		return errn.Error()
+	case strings.ContainsAny(err.Err, ":/"): // the text of an error of package net
+		return "the DNS server cannot be asked"
+	}
+	return err.Err
 }
 
 // tlsAlert returns the alert with which the peer ended TLS, such as "certificate required". crypto/tls has no type for

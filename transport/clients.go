@@ -11,12 +11,13 @@ import (
 
 // clients splits an endpoint by client, for the PROXY protocol: its header names one client per connection, so that
 // calls of different clients must not share one. Each client's part is an endpoint of its own with the same address
-// and state; it goes when its last connection does.
+// and state; it goes when its last connection does, or when none could be made.
 type clients struct {
-	mu     sync.Mutex
-	parts  map[netip.Addr]*Endpoint
-	parent *Endpoint // of a part
-	client netip.Addr
+	mu       sync.Mutex
+	parts    map[netip.Addr]*Endpoint
+	released bool
+	parent   *Endpoint // of a part
+	client   netip.Addr
 }
 
 // For returns the endpoint to open a client's streams on: e itself, unless PROXY protocol is on.
@@ -34,6 +35,11 @@ func (e *Endpoint) For(client netip.Addr) *Endpoint {
 	p := NewEndpoint(e.addr, e.cfg)
 	p.State = e.State
 	p.clients.parent, p.clients.client = e, client
+	if c.released {
+		p.released = true // its connections end with their streams
+		p.stop()
+		return p
+	}
 	if c.parts == nil {
 		c.parts = make(map[netip.Addr]*Endpoint)
 	}
@@ -60,7 +66,7 @@ func (e *Endpoint) destructClients() error {
 	c := &e.clients
 	c.mu.Lock()
 	parts := c.parts
-	c.parts = nil
+	c.parts, c.released = nil, true
 	c.mu.Unlock()
 	for _, p := range parts {
 		if err := p.Destruct(); err != nil {

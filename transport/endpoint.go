@@ -154,18 +154,21 @@ func (e *Endpoint) dialInBackground() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dialing = false
+	if err == nil && !e.released && hc.Draining() {
+		// It was sent away before it could be used. What waits here must not dial again and again without a pause.
+		err = e.dialError(KindDial, errSentAway)
+	}
 	if err != nil {
 		e.dialFailedLocked(err)
+		return
+	}
+	if e.released {
+		go hc.Shutdown()
 		return
 	}
 	c.Conn = hc
 	e.backoff.resetLocked()
 	e.State.Clear(upstream.Backoff)
-	if e.released {
-		e.failQueueLocked(e.releasedError())
-		go hc.Shutdown()
-		return
-	}
 	conns := append(slices.Clone(*e.conns.Load()), c)
 	e.conns.Store(&conns)
 	if e.cfg.MaxAge > 0 {
@@ -260,11 +263,15 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 			e.replaceLocked(c)
 		}
 	}
-	unused := len(*e.conns.Load()) == 0 && len(e.queue) == 0 && !e.dialing
+	unused := e.unusedLocked()
 	e.mu.Unlock()
 	if unused {
 		e.leaveParent()
 	}
+}
+
+func (e *Endpoint) unusedLocked() bool {
+	return len(*e.conns.Load()) == 0 && len(e.queue) == 0 && !e.dialing
 }
 
 // replaceLocked dials anew if the last connection went away and was of use: the next call finds it ready, and an
@@ -307,11 +314,11 @@ func (e *Endpoint) Destruct() error {
 	e.mu.Lock()
 	e.released = true
 	e.backoff.resetLocked()
+	e.State.Clear(upstream.Backoff)
 	conns := *e.conns.Load()
 	e.conns.Store(new([]*conn))
-	if len(e.queue) == 0 {
-		e.stop()
-	}
+	e.failQueueLocked(e.releasedError()) // see openReleased
+	e.stop()
 	e.mu.Unlock()
 	for _, c := range conns { // without mu: connections may call back
 		c.stopTimer()

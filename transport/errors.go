@@ -151,6 +151,7 @@ func Cause(err error) string {
 var (
 	errQueueFull = errors.New("too many calls are waiting for a connection")
 	errReleased  = errors.New("the upstream was removed from the configuration")
+	errSentAway  = errors.New("the upstream sent the new connection away (GOAWAY)")
 )
 
 func errBackoff(last *Error) error {

@@ -57,6 +57,9 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 		}
 		select {
 		case err := <-w.turn:
+			if err != nil && err.Kind == KindLocal {
+				return e.openReleased(done, deadline, fields, end, recv)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -83,7 +86,7 @@ func (e *Endpoint) gaveUp() *Error {
 // mayWaitLocked tells whether a call may queue, or why not.
 func (e *Endpoint) mayWaitLocked(again bool) *Error {
 	switch {
-	case e.released && !e.dialing:
+	case e.released:
 		return e.releasedError()
 	case len(*e.conns.Load()) == 0 && !e.dialing && e.backoff.activeLocked():
 		e.backoff.wanted = true
@@ -145,7 +148,12 @@ func (e *Endpoint) openReleased(done <-chan struct{}, deadline time.Time, fields
 		PingTimeout:       e.cfg.PingTimeout,
 	})
 	if err != nil {
-		return nil, err
+		select {
+		case <-done:
+			return nil, e.gaveUp()
+		default:
+			return nil, err
+		}
 	}
 	s, herr := c.OpenStream(fields, end, recv)
 	if herr != nil {
