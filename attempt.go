@@ -206,8 +206,10 @@ func (x *exchange) appendFields(f []h2.Field) []h2.Field {
 		}
 	}
 	for _, v := range [...]h2.Field{
-		{Name: "x-forwarded-for", Value: fwd.xff}, {Name: "x-forwarded-proto", Value: fwd.proto},
-		{Name: "x-forwarded-host", Value: fwd.host}, {Name: "via", Value: fwd.via},
+		{Name: "x-forwarded-for", Value: fwd.xff},
+		{Name: "x-forwarded-proto", Value: fwd.proto},
+		{Name: "x-forwarded-host", Value: fwd.host},
+		{Name: "via", Value: fwd.via},
 	} {
 		if v.Value != "" {
 			f = append(f, v)

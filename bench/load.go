@@ -43,8 +43,13 @@ func unary(shape string) (measure, error) {
 
 func fields(addr, path string) []h2.Field {
 	return []h2.Field{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: path}, {Name: ":authority", Value: addr},
-		{Name: "content-type", Value: "application/grpc"}, {Name: "user-agent", Value: "grpc-go/1.83.2"}, {Name: "te", Value: "trailers"},
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: path},
+		{Name: ":authority", Value: addr},
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "user-agent", Value: "grpc-go/1.83.2"},
+		{Name: "te", Value: "trailers"},
 		{Name: "grpc-accept-encoding", Value: "gzip"},
 	}
 }

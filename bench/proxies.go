@@ -69,9 +69,9 @@ func caddy(directive string) func(b *bench, addr string) (*exec.Cmd, error) {
 }
 
 func nginx(b *bench, addr string) (*exec.Cmd, error) {
-	servers := ""
+	var servers strings.Builder
 	for _, a := range b.backends {
-		servers += "server " + a + ";"
+		servers.WriteString("server " + a + ";")
 	}
 	path, err := b.file("nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log /dev/null; worker_processes 2;
 events { worker_connections 4096; }
@@ -82,7 +82,7 @@ http {
 	upstream u { %[3]s keepalive 512; keepalive_requests 1000000000; }
 	server { listen %[2]s http2; location / { grpc_pass grpc://u; grpc_read_timeout 1h; grpc_send_timeout 1h; client_body_timeout 1h; } }
 }
-`, b.dir, addr, servers))
+`, b.dir, addr, servers.String()))
 	if err != nil {
 		return nil, err
 	}
@@ -90,9 +90,9 @@ http {
 }
 
 func haproxy(b *bench, addr string) (*exec.Cmd, error) {
-	servers := ""
+	var servers strings.Builder
 	for i, a := range b.backends {
-		servers += fmt.Sprintf("\tserver s%d %s proto h2\n", i, a)
+		fmt.Fprintf(&servers, "\tserver s%d %s proto h2\n", i, a)
 	}
 	path, err := b.file("haproxy.cfg", fmt.Sprintf(`global
 	nbthread 2
@@ -108,7 +108,7 @@ frontend f
 	default_backend b
 backend b
 	balance roundrobin
-%s`, addr, servers))
+%s`, addr, servers.String()))
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"golang.org/x/net/http2"
 )
@@ -141,10 +142,8 @@ func (c *Conn) rememberLocked(id uint32) {
 }
 
 func (c *Conn) resetByUsLocked(id uint32) bool {
-	for _, r := range c.recent {
-		if r == id {
-			return true
-		}
+	if slices.Contains(c.recent, id) {
+		return true
 	}
 	return len(c.recent) == mostRecent // it may have been forgotten: the benefit of the doubt
 }

@@ -10,7 +10,7 @@ func (k *socket) initPoll() {
 		for {
 			fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
 			n, err := unix.Poll(fds, 0)
-			if err == unix.EINTR { //nolint:errorlint // an errno
+			if err == unix.EINTR {
 				continue
 			}
 			// POLLERR and POLLHUP count as room: the write then fails at once and tells why.

@@ -215,12 +215,16 @@ func TestScript(t *testing.T) {
 				t.Errorf("%d fillers", len(got))
 			}
 		}},
-		{"interop", []string{interopEchoInitial, "i", interopEchoTrailing, "\xab"}, codes.OK, "",
+		{
+			"interop",
+			[]string{interopEchoInitial, "i", interopEchoTrailing, "\xab"},
+			codes.OK, "",
 			func(t *testing.T, header, trailer metadata.MD) {
 				if header.Get(interopEchoInitial)[0] != "i" || trailer.Get(interopEchoTrailing)[0] != "\xab" {
 					t.Errorf("header %v, trailer %v", header, trailer)
 				}
-			}},
+			},
+		},
 		{"no status", []string{KeyStatus, "nope"}, codes.InvalidArgument, "", nil},
 		{"no size", []string{KeyTrailerSize, "-1"}, codes.InvalidArgument, KeyTrailerSize + `: "-1" is no size`, nil},
 		{"no delay", []string{KeyDelay, "1"}, codes.InvalidArgument, "", nil},
