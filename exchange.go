@@ -90,12 +90,14 @@ type inbox struct {
 	trailers []h2.Field
 	trailBuf [8]h2.Field
 
+	enough bool // an answer that is not gRPC was read for long enough
+
 	failed *transport.Error
 	cut    *failure // the proxy ends the call: deadline, reload, exit, limits
 }
 
 func (b *inbox) empty() bool {
-	return !b.haveHead && len(b.data) == 0 && !b.end && b.failed == nil && b.cut == nil
+	return !b.haveHead && len(b.data) == 0 && !b.end && !b.enough && b.failed == nil && b.cut == nil
 }
 
 // run carries the call from its first attempt to its end.

@@ -14,7 +14,11 @@ import (
 
 // maxExcerpt is how much of a body that is not gRPC is kept for the status message. Envoy keeps 16 KiB; percent-encoded
 // in a header field, that alone exceeds what many clients accept.
-const maxExcerpt = 1 << 10
+const (
+	maxExcerpt = 1 << 10
+	// excerptTime is how long such a body is waited for.
+	excerptTime = time.Second
+)
 
 // event is what the responder has to handle next.
 type event struct {
@@ -23,6 +27,7 @@ type event struct {
 	headEnd  bool
 	data     []byte
 	end      bool
+	enough   bool
 	trailers []h2.Field
 	failed   *transport.Error
 	cut      *failure
@@ -81,7 +86,7 @@ func (x *exchange) relay() *failure {
 			if f := x.retryOrFail(ev.failed); f != nil {
 				return f
 			}
-		case ans.foreign && len(ans.excerpt) >= maxExcerpt:
+		case ans.foreign && (ev.enough || len(ans.excerpt) >= maxExcerpt):
 			return x.relayForeign(&ans, nil)
 		}
 	}
@@ -129,7 +134,7 @@ func (x *exchange) next(unflushed bool) event {
 	}
 	ev := event{
 		head: x.in.head, haveHead: x.in.haveHead, headEnd: x.in.headEnd,
-		data: x.in.data, end: x.in.end, trailers: x.in.trailers, failed: x.in.failed, cut: x.in.cut,
+		data: x.in.data, end: x.in.end, enough: x.in.enough, trailers: x.in.trailers, failed: x.in.failed, cut: x.in.cut,
 	}
 	x.in.haveHead, x.in.data, x.in.failed = false, nil, nil
 	return ev
@@ -155,7 +160,18 @@ func (x *exchange) relayHead(ans *answer, ev event) (done bool, f *failure) {
 		return true, fromHTTP(ans.httpStatus, ans.contentType, nil, x.call.Result.Upstream)
 	}
 	ans.foreign = true
+	time.AfterFunc(excerptTime, x.enough)
 	return false, nil
+}
+
+// enough ends the reading of an answer that is not gRPC, whose body may never end.
+func (x *exchange) enough() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.in.enough = true
+	if !x.over {
+		x.signalLocked()
+	}
 }
 
 // relayData passes data on, or keeps its start if the answer is not gRPC.

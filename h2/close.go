@@ -18,6 +18,11 @@ func (c *Conn) endLocked(e *Error, goAway bool) {
 	if c.over != nil {
 		return
 	}
+	if !e.Connection {
+		own := *e
+		own.Connection = true
+		e = &own
+	}
 	c.over = e
 	c.draining = true
 	c.stop.Store(true)

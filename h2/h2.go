@@ -111,6 +111,8 @@ type Error struct {
 	// Unprocessed: the peer has certainly not acted on the stream (REFUSED_STREAM, GOAWAY with a lower last stream
 	// identifier, never sent: RFC 9113 section 8.7), so it can be sent again elsewhere.
 	Unprocessed bool
+	// Connection: it ended the whole connection, of whose streams this was one. Otherwise it concerned the stream alone.
+	Connection bool
 	// Debug is the debug data of a GOAWAY, or what rule was broken.
 	Debug string
 	// Err is the cause, where there is one (a net.OpError, …).

@@ -127,6 +127,9 @@ func FromStream(e *h2.Error, endpoint string) *Error {
 		out.Kind, out.Side = KindLocal, SideInternal
 	default:
 		out.Kind = KindProtocol
+		if e.Connection {
+			out.Kind = KindConnLost // the other streams of the connection have done nothing wrong
+		}
 	}
 	return out
 }
