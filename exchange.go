@@ -56,6 +56,7 @@ type exchange struct {
 	over     bool          // the call has its result; later events mean nothing
 	late     *failure      // what would have cut the call, had its answer not been complete
 	panicked any           // what a responder of its own panicked with
+	ran      bool          // run came to its end, not to a panic
 	timer    *time.Timer
 
 	waitCtx    context.Context // bounds waits for a connection; nil until one is needed
@@ -107,6 +108,12 @@ func (x *exchange) run() {
 	x.forwarded = x.h.forwarded(x.r, x.call.Peer)
 	x.send.init(x)
 	defer x.send.release()
+	defer x.abandon()
+	x.carry()
+	x.ran = true
+}
+
+func (x *exchange) carry() {
 	if f := x.begin(); f != nil {
 		x.conclude(f)
 		return
@@ -133,6 +140,27 @@ func (x *exchange) run() {
 	}
 }
 
+// abandon frees everything if the call did not come to an end of its own: something in front of the proxy, which wraps the
+// answer's writer or the request's body, has panicked. A responder must not outlive the handler.
+func (x *exchange) abandon() {
+	if x.ran {
+		return
+	}
+	f := proxyFailure(grpcwire.Internal, reasonAborted, "a handler in front of the proxy aborted the call")
+	x.mu.Lock()
+	x.pumping = false // no responder is started any more
+	done := x.done
+	x.mu.Unlock()
+	x.cut(f)
+	if done != nil {
+		<-done
+	}
+	x.leaveUpstream(h2.Cancel)
+	if x.result == nil {
+		x.result = f
+	}
+}
+
 // signalLocked lets the responder know that the inbox has something, starting one if the server's goroutine is still busy
 // with the request. mu is held.
 func (x *exchange) signalLocked() {
@@ -149,16 +177,19 @@ func (x *exchange) signalLocked() {
 // respondBeside responds while the request is still being pumped, and ends the pump when the answer is over.
 func (x *exchange) respondBeside() {
 	defer close(x.done)
+	defer x.stopReading()
 	defer func() {
 		// A panic of a handler's writer belongs to the server's goroutine, which knows what to do about it.
 		if p := recover(); p != nil {
 			x.panicked = p
-			x.send.stop()
-			_ = x.body.Close()
+			x.leaveUpstream(h2.Cancel)
 		}
 	}()
 	x.respond()
-	x.send.stop()
+}
+
+// stopReading releases a pump that reads the request, after send was stopped.
+func (x *exchange) stopReading() {
 	if x.r.ProtoMajor != 2 {
 		// An HTTP/1 body cannot be closed while it is read. Closing an HTTP/3 body tells the client that the call was
 		// cancelled, before it has the answer; left open, the server asks it to stop with H3_NO_ERROR, as RFC 9114

@@ -44,6 +44,7 @@ const (
 	reasonReload            = "PROXY_RELOADED"
 	reasonExit              = "PROXY_SHUTDOWN"
 	reasonClientGone        = "CLIENT_GONE"
+	reasonAborted           = "CALL_ABORTED"
 )
 
 // failure is a status that the upstream did not send itself.

@@ -80,6 +80,10 @@ func (x *exchange) classify() *failure {
 		}
 		c.Deadline = c.Start.Add(d)
 	}
+	// A handler in front may have bounded the request.
+	if d, ok := x.r.Context().Deadline(); ok && (c.Deadline.IsZero() || d.Before(c.Deadline)) {
+		c.Deadline = d
+	}
 	// gRFC A31: the effective deadline is the earlier of the client's and the route's.
 	if m := time.Duration(x.h.MaxTimeout); m > 0 {
 		if cap := c.Start.Add(m); c.Deadline.IsZero() || cap.Before(c.Deadline) {

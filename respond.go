@@ -2,6 +2,8 @@ package grpcproxy
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -99,12 +101,7 @@ func (x *exchange) next(unflushed bool) event {
 	for x.in.empty() {
 		if unflushed && x.committed {
 			unflushed = false
-			x.writing = true
-			x.mu.Unlock()
-			err := x.flusher.Flush()
-			x.mu.Lock()
-			x.writing = false
-			if err != nil {
+			if err := x.flushUnlocked(); err != nil {
 				x.broken = true
 				if x.in.cut == nil {
 					x.in.cut = cmp.Or(x.late, clientGone())
@@ -138,6 +135,17 @@ func (x *exchange) next(unflushed bool) event {
 	}
 	x.in.haveHead, x.in.data, x.in.failed = false, nil, nil
 	return ev
+}
+
+// flushUnlocked flushes what was written. It is called with mu held, as it is again when it returns or panics.
+func (x *exchange) flushUnlocked() error {
+	x.writing = true
+	x.mu.Unlock()
+	defer func() {
+		x.mu.Lock()
+		x.writing = false
+	}()
+	return x.flusher.Flush()
 }
 
 // relayHead handles the response head. done means that it was the whole answer.
@@ -329,26 +337,11 @@ func (x *exchange) cutOr(f *failure) *failure {
 
 // conclude ends the call on both sides. f is nil when the upstream's answer was passed on whole.
 func (x *exchange) conclude(f *failure) {
-	x.mu.Lock()
-	x.over = true
-	a := x.att
-	putBuffer(x.in.data)
-	x.in.data = nil
-	x.mu.Unlock()
-
-	// The stream first: it frees a pump that flow control holds up.
-	if a != nil && a.stream != nil {
-		code := h2.NoError // the answer is whole: the rest of the request is not needed
-		if f != nil {
-			code = h2.Cancel
-		}
-		a.stream.Reset(code)
-		a.stream.Conn().Flush()
-	}
-	x.send.stop()
 	if f == nil {
+		x.leaveUpstream(h2.NoError) // the answer is whole: the rest of the request is not needed
 		return
 	}
+	x.leaveUpstream(h2.Cancel)
 	if f.endedBy == call.EndedByClient && x.deadlinePassed() {
 		d := deadlineExceeded()
 		d.err = f.err
@@ -356,7 +349,7 @@ func (x *exchange) conclude(f *failure) {
 	}
 	x.result = f
 	switch {
-	case x.r.Context().Err() != nil:
+	case errors.Is(x.r.Context().Err(), context.Canceled):
 		// Nobody is there to be told.
 	case !x.committed:
 		x.answer(f)
@@ -368,4 +361,21 @@ func (x *exchange) conclude(f *failure) {
 		// has failed, which HTTP/2 makes a reset by itself, but HTTP/3 does not.
 		x.aborted = true
 	}
+}
+
+// leaveUpstream ends the call on the upstream's side. What still comes from there means nothing any more.
+func (x *exchange) leaveUpstream(code h2.ErrCode) {
+	x.mu.Lock()
+	x.over = true
+	a := x.att
+	putBuffer(x.in.data)
+	x.in.data = nil
+	x.mu.Unlock()
+
+	// The stream first: it frees a pump that flow control holds up.
+	if a != nil && a.stream != nil {
+		a.stream.Reset(code)
+		a.stream.Conn().Flush()
+	}
+	x.send.stop()
 }

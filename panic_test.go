@@ -1,0 +1,185 @@
+package grpcproxy_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+)
+
+func init() {
+	caddy.RegisterModule(faulty{})
+	httpcaddyfile.RegisterHandlerDirective("test_faulty", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		h.Next()
+		return faulty{Fault: h.RemainingArgs()[0]}, nil
+	})
+}
+
+// faulty is a handler in front of the proxy that does harm.
+type faulty struct {
+	// Fault is what panics (read, head, write, flush), or timeout, for a request that ends after a while.
+	Fault string `json:"fault"`
+}
+
+func (faulty) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.test_faulty", New: func() caddy.Module { return new(faulty) }}
+}
+
+func (f faulty) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if r.Header.Get("healthy") != "" {
+		return next.ServeHTTP(w, r)
+	}
+	if f.Fault == "timeout" {
+		ctx, cancel := context.WithTimeout(r.Context(), 100*time.Millisecond)
+		defer cancel()
+		return next.ServeHTTP(w, r.WithContext(ctx))
+	}
+	r.Body = faultyBody{r.Body, f.Fault}
+	return next.ServeHTTP(&faultyWriter{&caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, f.Fault}, r)
+}
+
+type faultyBody struct {
+	io.ReadCloser
+	fault string
+}
+
+func (b faultyBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.fault == "read" && n > 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return n, err
+}
+
+type faultyWriter struct {
+	*caddyhttp.ResponseWriterWrapper
+	fault string
+}
+
+func (w *faultyWriter) WriteHeader(status int) {
+	w.panicIn("head")
+	w.ResponseWriterWrapper.WriteHeader(status)
+}
+
+func (w *faultyWriter) Write(p []byte) (int, error) {
+	w.panicIn("write")
+	return w.ResponseWriterWrapper.Write(p)
+}
+
+func (w *faultyWriter) FlushError() error {
+	w.panicIn("flush")
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *faultyWriter) panicIn(fault string) {
+	if w.fault == fault {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// A panic of a handler in front frees everything: the upstream's stream, the count of calls, all goroutines. The client's
+// stream is reset, by the server.
+func TestPanics(t *testing.T) {
+	for _, fault := range []string{"read", "head", "write", "flush"} {
+		t.Run(fault, func(t *testing.T) {
+			r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\n\ttest_faulty " + fault + "\n\tgrpc_proxy UPSTREAMS\n}"}})
+			shapes := []func() *rpc{
+				func() *rpc { return r.unary() },
+				func() *rpc { return r.streaming() },
+			}
+			if fault == "read" {
+				shapes = []func() *rpc{func() *rpc {
+					c := r.streaming()
+					c.head()
+					c.gotHead() // the answer has a goroutine of its own from here on
+					c.client.WriteData(c.id, []byte("request"), false)
+					return c
+				}}
+			}
+			for _, begin := range shapes {
+				c := begin()
+				if fault != "read" {
+					c.up.Batch(func() {
+						c.head()
+						c.message("response")
+					})
+				}
+				if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+					t.Errorf("the upstream got RST_STREAM(%v)", code)
+				}
+				if h := c.result(); !h.Reset {
+					t.Errorf("the client got %s", h.Sequence())
+				}
+			}
+			eventually(t, "no call is counted", func() bool {
+				n := int64(0)
+				transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
+					n += e.State.Active()
+					return true
+				})
+				return n == 0
+			})
+			c := r.unary("healthy", "yes")
+			c.head()
+			c.message("response")
+			c.trailers()
+			c.ok()
+			for _, line := range r.Log("http.handlers.grpc_proxy") {
+				if line["msg"] == "call failed" && line["status"] != "INTERNAL" {
+					t.Errorf("%v", line)
+				}
+			}
+		})
+	}
+}
+
+// The same while the upstream does not read and the request waits for it.
+func TestPanicWhileSending(t *testing.T) {
+	r := newRig(t, rigOptions{
+		Up:    wiretest.Options{HoldWindows: true},
+		Caddy: proxytest.Options{Site: "route {\n\ttest_faulty write\n\tgrpc_proxy UPSTREAMS\n}"},
+	})
+	c := r.open()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.client.SendData(t.Context(), c.id, pattern(8<<20), true)
+		sent <- err
+	}()
+	c.take(0)
+	c.got(60<<10, false)
+	c.head()
+	c.message("response")
+	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+		t.Errorf("the upstream got RST_STREAM(%v)", code)
+	}
+	if h := c.result(); !h.Reset {
+		t.Errorf("the client got %s", h.Sequence())
+	}
+	if err := <-sent; err == nil {
+		t.Error("all of the request was taken")
+	}
+}
+
+// A deadline that a handler in front puts on the request is the call's: the upstream is told and the client gets a status.
+func TestRequestContextDeadline(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\n\ttest_faulty timeout\n\tgrpc_proxy UPSTREAMS\n}"}})
+	c := r.unary()
+	if c.req.Get("grpc-timeout") == "" {
+		t.Error("the upstream was not told of the deadline")
+	}
+	r.checkFailure(c.result(), failure{code: codes.DeadlineExceeded, reason: "DEADLINE_AT_PROXY"})
+	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+		t.Errorf("RST_STREAM(%v)", code)
+	}
+}
