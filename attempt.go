@@ -2,6 +2,7 @@ package grpcproxy
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -72,7 +73,7 @@ func (x *exchange) try(i int) *transport.Error {
 	x.call.Result.Upstream = a.end.Address()
 
 	fields := fieldLists.Get().(*[]h2.Field)
-	*fields = x.appendFields((*fields)[:0])
+	*fields = x.appendFields((*fields)[:0], a.end)
 	defer putFields(fields)
 
 	a.end.State.Begin()
@@ -174,7 +175,7 @@ func (x *exchange) retry(err *transport.Error) *failure {
 }
 
 // appendFields builds the header block for an attempt: gRPC over HTTP/2, "Requests".
-func (x *exchange) appendFields(f []h2.Field) []h2.Field {
+func (x *exchange) appendFields(f []h2.Field, end *transport.Endpoint) []h2.Field {
 	header, host := x.r.Header, x.r.Host
 	fwd := x.forwarded
 	if ops := x.h.Headers; ops != nil && ops.Request != nil {
@@ -185,9 +186,9 @@ func (x *exchange) appendFields(f []h2.Field) []h2.Field {
 	}
 	f = append(f,
 		h2.Field{Name: ":method", Value: http.MethodPost},
-		h2.Field{Name: ":scheme", Value: x.h.scheme},
+		h2.Field{Name: ":scheme", Value: end.Scheme()},
 		h2.Field{Name: ":path", Value: x.r.URL.RequestURI()},
-		h2.Field{Name: ":authority", Value: host},
+		h2.Field{Name: ":authority", Value: fieldText(host)},
 		// "te: trailers" detects incompatible proxies; gRPC requires it.
 		h2.Field{Name: "te", Value: "trailers"},
 	)
@@ -196,14 +197,12 @@ func (x *exchange) appendFields(f []h2.Field) []h2.Field {
 		f = append(f, h2.Field{Name: "grpc-timeout", Value: grpcwire.FormatTimeout(time.Until(d))})
 	}
 	rewritten := fwd != (forwarded{})
+	options := connectionOptions(header)
 	for name, values := range header {
-		if hopByHop(name) || name == "Grpc-Timeout" || rewritten && isForwardedName(name) {
+		if name == "Grpc-Timeout" || rewritten && isForwardedName(name) || slices.Contains(options, name) {
 			continue
 		}
-		lower := lowerName(name)
-		for _, v := range values {
-			f = append(f, h2.Field{Name: lower, Value: v})
-		}
+		f = appendField(f, name, values)
 	}
 	for _, v := range [...]h2.Field{
 		{Name: "x-forwarded-for", Value: fwd.xff},
@@ -212,6 +211,7 @@ func (x *exchange) appendFields(f []h2.Field) []h2.Field {
 		{Name: "via", Value: fwd.via},
 	} {
 		if v.Value != "" {
+			v.Value = fieldText(v.Value)
 			f = append(f, v)
 		}
 	}
@@ -222,12 +222,7 @@ func (x *exchange) appendFields(f []h2.Field) []h2.Field {
 func requestTrailers(r *http.Request) []h2.Field {
 	var f []h2.Field
 	for name, values := range r.Trailer {
-		if hopByHop(name) {
-			continue
-		}
-		for _, v := range values {
-			f = append(f, h2.Field{Name: lowerName(name), Value: v})
-		}
+		f = appendField(f, name, values)
 	}
 	return f
 }

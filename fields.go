@@ -36,13 +36,6 @@ func canonicalName(lower string) string {
 	return http.CanonicalHeaderKey(lower)
 }
 
-func lowerName(canonical string) string {
-	if l, ok := lowerOf[canonical]; ok {
-		return l
-	}
-	return strings.ToLower(canonical)
-}
-
 // hopByHop tells names that concern one connection only and never travel on (RFC 9110 section 7.6.1, and those that
 // reverse_proxy takes away), as well as those that are set anew for the next hop.
 func hopByHop(canonical string) bool {
@@ -52,6 +45,69 @@ func hopByHop(canonical string) bool {
 		return true
 	}
 	return false
+}
+
+// connectionOptions are the names that a client of HTTP/1 lists in Connection: they are for the proxy alone (RFC 9110
+// section 7.6.1).
+func connectionOptions(h http.Header) []string {
+	var names []string
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			names = append(names, http.CanonicalHeaderKey(strings.TrimSpace(name)))
+		}
+	}
+	return names
+}
+
+// appendField adds a field's values to a header block, unless the field concerns one connection only or its name is none:
+// names can be made up by handlers in front.
+func appendField(f []h2.Field, canonical string, values []string) []h2.Field {
+	if hopByHop(canonical) {
+		return f
+	}
+	lower, known := lowerOf[canonical]
+	if !known {
+		if lower = strings.ToLower(canonical); !validName(lower) {
+			return f
+		}
+	}
+	for _, v := range values {
+		f = append(f, h2.Field{Name: lower, Value: fieldText(v)})
+	}
+	return f
+}
+
+// validName tells names that RFC 9113 section 8.2.1 allows (tokens, of RFC 9110 section 5.6.2) from those that make a
+// request malformed.
+func validName(lower string) bool {
+	for i := range len(lower) {
+		switch c := lower[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-':
+		case strings.IndexByte("!#$%&'*+.^_`|~", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return lower != ""
+}
+
+// fieldText makes a value fit to be sent. Handlers in front can put anything into it, such as the decoded path, and a
+// server may close the connection, with everybody's calls on it, for a malformed one. RFC 9110 section 5.5 lets a proxy
+// replace control characters by blanks; RFC 9113 section 8.2.1 forbids blanks at the ends.
+func fieldText(v string) string {
+	var b []byte
+	for i := range len(v) {
+		if c := v[i]; c < ' ' && c != '\t' || c == 0x7f {
+			if b == nil {
+				b = []byte(v)
+			}
+			b[i] = ' '
+		}
+	}
+	if b != nil {
+		v = string(b)
+	}
+	return strings.Trim(v, " \t")
 }
 
 // copyFields adds response fields to an http.Header, leaving out what belongs to one connection. Keys get the prefix.

@@ -101,7 +101,6 @@ type Handler struct {
 	lease   *upstream.Lease[*transport.Endpoint]
 	current atomic.Pointer[current]
 	drain   drain
-	scheme  string
 	// queueFull is the status for calls that find an upstream's queue full.
 	queueFull grpcwire.Code
 }
@@ -233,10 +232,6 @@ func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
 		return err
 	}
 	cfg.Logger = h.logger
-	h.scheme = "http"
-	if cfg.TLS != nil {
-		h.scheme = "https"
-	}
 	cur := &current{snapshot: new(upstream.Snapshot)}
 	for _, addr := range addrs {
 		e, err := transport.Acquire(h.lease, addr, h.Transport.forPort(cfg, addr))

@@ -95,6 +95,14 @@ func (e *Endpoint) Address() string { return e.addr.String() }
 // Target is where the endpoint is dialled.
 func (e *Endpoint) Target() upstream.Address { return e.addr }
 
+// Scheme is what :scheme must say on the endpoint's connections: https or http.
+func (e *Endpoint) Scheme() string {
+	if e.tls != nil {
+		return "https"
+	}
+	return "http"
+}
+
 // Conns is the number of connections that take new streams.
 func (e *Endpoint) Conns() int { return len(*e.conns.Load()) }
 
