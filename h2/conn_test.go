@@ -71,8 +71,11 @@ func testContext(t testing.TB) context.Context {
 }
 
 var requestHead = []Field{
-	{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/pkg.Svc/Method"},
-	{Name: ":authority", Value: "example.com"}, {Name: "content-type", Value: "application/grpc"},
+	{Name: ":method", Value: "POST"},
+	{Name: ":scheme", Value: "http"},
+	{Name: ":path", Value: "/pkg.Svc/Method"},
+	{Name: ":authority", Value: "example.com"},
+	{Name: "content-type", Value: "application/grpc"},
 	{Name: "te", Value: "trailers"},
 }
 

@@ -125,8 +125,12 @@ func TestGRPCClient(t *testing.T) {
 			wiretest.CheckLeaks(t)
 			accept := func(s *Stream, f []Field, end bool) Receiver {
 				if wiretest.Get(f, ":path") == "/s/fail" {
-					_ = s.WriteHeaders([]Field{{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"},
-						{Name: "grpc-status", Value: "5"}, {Name: "grpc-message", Value: "gone"}}, true)
+					_ = s.WriteHeaders([]Field{
+						{Name: ":status", Value: "200"},
+						{Name: "content-type", Value: "application/grpc"},
+						{Name: "grpc-status", Value: "5"},
+						{Name: "grpc-message", Value: "gone"},
+					}, true)
 					s.Reset(NoError)
 					return nil
 				}

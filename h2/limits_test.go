@@ -49,21 +49,29 @@ func TestFloods(t *testing.T) {
 		count func(Stats) uint64
 		most  uint64
 	}{
-		"SETTINGS": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteSettings() } },
-			func(s Stats) uint64 { return s.SettingsIn }, 200},
-		"PING": {func(p *wiretest.Conn) func(int) { return func(int) { p.WritePing(false, [8]byte{}) } },
-			func(s Stats) uint64 { return s.PingsIn }, 1000},
+		"SETTINGS": {
+			func(p *wiretest.Conn) func(int) { return func(int) { p.WriteSettings() } },
+			func(s Stats) uint64 { return s.SettingsIn }, 200,
+		},
+		"PING": {
+			func(p *wiretest.Conn) func(int) { return func(int) { p.WritePing(false, [8]byte{}) } },
+			func(s Stats) uint64 { return s.PingsIn }, 1000,
+		},
 		"empty DATA": {func(p *wiretest.Conn) func(int) {
 			p.Open(wiretest.Request("a", "/s/m"), false)
 			return func(int) { p.WriteData(1, nil, false) }
 		}, func(s Stats) uint64 { return s.EmptyData }, 200},
-		"WINDOW_UPDATE": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteWindowUpdate(0, 1) } },
-			func(s Stats) uint64 { return s.WindowUpdatesIn }, 40000},
+		"WINDOW_UPDATE": {
+			func(p *wiretest.Conn) func(int) { return func(int) { p.WriteWindowUpdate(0, 1) } },
+			func(s Stats) uint64 { return s.WindowUpdatesIn }, 40000,
+		},
 		"PRIORITY": {func(p *wiretest.Conn) func(int) {
 			return func(int) { p.WriteFrame(http2.FramePriority, 0, 1, make([]byte, 5)) }
 		}, func(s Stats) uint64 { return s.Ignored }, 40000},
-		"unknown frames": {func(p *wiretest.Conn) func(int) { return func(int) { p.WriteFrame(0xfa, 0, 0, nil) } },
-			func(s Stats) uint64 { return s.Ignored }, 40000},
+		"unknown frames": {
+			func(p *wiretest.Conn) func(int) { return func(int) { p.WriteFrame(0xfa, 0, 0, nil) } },
+			func(s Stats) uint64 { return s.Ignored }, 40000,
+		},
 		"rapid reset": {func(p *wiretest.Conn) func(int) {
 			return func(int) { p.WriteReset(p.Open(wiretest.Request("a", "/s/m"), true), http2.ErrCodeCancel) }
 		}, func(s Stats) uint64 { return s.PrematureResets }, 1500},

@@ -132,8 +132,10 @@ func (k *socket) wrap(op string, err error) error {
 	if !errors.As(err, &no) {
 		return err
 	}
-	return &net.OpError{Op: op, Net: k.nc.LocalAddr().Network(), Source: k.nc.LocalAddr(), Addr: k.nc.RemoteAddr(),
-		Err: os.NewSyscallError(op, no)}
+	return &net.OpError{
+		Op: op, Net: k.nc.LocalAddr().Network(), Source: k.nc.LocalAddr(), Addr: k.nc.RemoteAddr(),
+		Err: os.NewSyscallError(op, no),
+	}
 }
 
 func isTimeout(err error) bool {

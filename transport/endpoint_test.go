@@ -32,8 +32,12 @@ var patient = caller{}
 
 func request() []h2.Field {
 	return []h2.Field{
-		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/s/m"},
-		{Name: ":authority", Value: "test"}, {Name: "te", Value: "trailers"}, {Name: "content-type", Value: "application/grpc"},
+		{Name: ":method", Value: "POST"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: "/s/m"},
+		{Name: ":authority", Value: "test"},
+		{Name: "te", Value: "trailers"},
+		{Name: "content-type", Value: "application/grpc"},
 	}
 }
 
