@@ -73,8 +73,8 @@ func nginx(b *bench, addr string) (*exec.Cmd, error) {
 	for _, a := range b.backends {
 		servers.WriteString("server " + a + ";")
 	}
-	path, err := b.file("nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log /dev/null; worker_processes 2;
-events { worker_connections 4096; }
+	path, err := b.file("nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log /dev/null; worker_processes 2; worker_rlimit_nofile 65536;
+events { worker_connections 30000; }
 http {
 	access_log off; keepalive_requests 1000000000;
 	http2_max_concurrent_streams 1000; large_client_header_buffers 4 16k;
