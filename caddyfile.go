@@ -305,13 +305,9 @@ func (p *parser) otherWord() error {
 
 // duration reads the single argument of a duration option.
 func (p *parser) duration(v *caddy.Duration) error {
-	name := p.Val()
-	arg, err := p.single()
+	name, arg, err := p.once(*v != 0)
 	if err != nil {
 		return err
-	}
-	if *v != 0 {
-		return p.twice(name)
 	}
 	dur, err := caddy.ParseDuration(arg)
 	if err != nil {
@@ -341,13 +337,9 @@ func (p *parser) durationOrOff(v *caddy.Duration) error {
 }
 
 func (p *parser) integer(v *int) error {
-	name := p.Val()
-	arg, err := p.single()
+	name, arg, err := p.once(*v != 0)
 	if err != nil {
 		return err
-	}
-	if *v != 0 {
-		return p.twice(name)
 	}
 	n, err := strconv.Atoi(arg)
 	if err != nil || n <= 0 {
@@ -367,6 +359,16 @@ func (p *parser) flag(v *bool) error {
 	}
 	*v = true
 	return nil
+}
+
+// once reads the single argument of a word that may be given only once.
+func (p *parser) once(given bool) (name, arg string, err error) {
+	name = p.Val()
+	arg, err = p.single()
+	if err == nil && given {
+		err = p.twice(name)
+	}
+	return name, arg, err
 }
 
 // single reads exactly one argument.

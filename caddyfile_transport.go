@@ -268,26 +268,18 @@ func (p *parser) trustPool() error {
 }
 
 func (p *parser) text(v *string) error {
-	name := p.Val()
-	arg, err := p.single()
+	_, arg, err := p.once(*v != "")
 	if err != nil {
 		return err
-	}
-	if *v != "" {
-		return p.twice(name)
 	}
 	*v = arg
 	return nil
 }
 
 func (p *parser) size(v *int64) error {
-	name := p.Val()
-	arg, err := p.single()
+	name, arg, err := p.once(*v != 0)
 	if err != nil {
 		return err
-	}
-	if *v != 0 {
-		return p.twice(name)
 	}
 	n, err := humanize.ParseBytes(arg)
 	if err != nil || n == 0 || n > 1<<30 {

@@ -190,18 +190,19 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return h.watchServer(ctx)
 }
 
-// preconnect makes the first connections once the configuration has started, if that is wanted.
-func (h *Handler) preconnect(ctx caddy.Context) error {
-	if h.Transport.MinConns == 0 {
-		return nil
-	}
+// watchStart takes over the endpoints that were there before once the configuration has started (it may still fail before
+// that), and makes the first connections, if that is wanted.
+func (h *Handler) watchStart(ctx caddy.Context) error {
 	app, err := ctx.App("events")
 	if err != nil {
-		return fmt.Errorf("min_conns needs Caddy's events app: %w", err)
+		return fmt.Errorf("getting the events app: %w", err)
 	}
 	return app.(*caddyevents.App).On("started", eventHandler(func() {
 		for _, e := range h.current.Load().endpoints {
-			e.Preconnect()
+			e.SetLogger(h.logger)
+			if h.Transport.MinConns > 0 {
+				e.Preconnect()
+			}
 		}
 	}))
 }
@@ -327,7 +328,7 @@ func (h *Handler) watchServer(ctx caddy.Context) error {
 	if len(srv.ExpectedUnderscoreHeaders) == 0 && len(srv.ExpectedDotHeaders) == 0 {
 		hintAtMetadataKeys(h.logger)
 	}
-	return h.preconnect(ctx)
+	return h.watchStart(ctx)
 }
 
 func parsePrefixes(list []string) ([]netip.Prefix, error) {

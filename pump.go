@@ -102,7 +102,7 @@ func (s *sender) room() bool {
 			return false
 		}
 		if s.committed.Load() {
-			s.keep = false
+			s.letGoLocked()
 		}
 		if !s.keep {
 			s.dropLocked()
@@ -114,7 +114,7 @@ func (s *sender) room() bool {
 			return true
 		}
 		if s.keep && s.att != nil {
-			s.keep = false // the request is larger than what can be sent again
+			s.letGoLocked() // the request is larger than what can be sent again
 			continue
 		}
 		if s.att == nil {
@@ -123,6 +123,14 @@ func (s *sender) room() bool {
 		}
 		return true
 	}
+}
+
+// letGoLocked gives up sending the call again: what was sent may be dropped, and the buffer counts as a replay buffer no
+// more.
+func (s *sender) letGoLocked() {
+	s.keep = false
+	replayHeld.Add(-s.held)
+	s.held = 0
 }
 
 // dropLocked forgets what the current attempt was sent.
@@ -138,11 +146,13 @@ func (s *sender) dropLocked() {
 func (s *sender) growLocked() bool {
 	size := min(max(4*cap(s.buf), firstChunk), maxChunk)
 	extra := int64(size - cap(s.buf))
-	if s.keep && replayHeld.Load()+extra > maxReplay {
-		return false
+	if s.keep {
+		if replayHeld.Load()+extra > maxReplay {
+			return false
+		}
+		replayHeld.Add(extra)
+		s.held += extra
 	}
-	replayHeld.Add(extra)
-	s.held += extra
 	s.buf = append(make([]byte, 0, size), s.buf...)
 	return true
 }

@@ -53,7 +53,7 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	if b.failures == 1 {
 		level = zap.WarnLevel // once per outage; the rest is repetition
 	}
-	if c := e.cfg.Logger.Check(level, "cannot connect to upstream"); c != nil {
+	if c := e.logger.Load().Check(level, "cannot connect to upstream"); c != nil {
 		c.Write(zap.String("upstream", e.Address()), zap.Error(err), zap.Int("failures", b.failures), zap.Duration("next_dial_in", wait))
 	}
 	if len(*e.conns.Load()) > 0 {

@@ -34,6 +34,7 @@ func (e *Endpoint) For(client netip.Addr) *Endpoint {
 	}
 	p := NewEndpoint(e.addr, e.cfg)
 	p.State = e.State
+	p.logger.Store(e.logger.Load())
 	p.clients.parent, p.clients.client = e, client
 	if c.released {
 		p.released = true // its connections end with their streams

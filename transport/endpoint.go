@@ -26,6 +26,8 @@ type Endpoint struct {
 	addr upstream.Address
 	cfg  Config
 	tls  *tls.Config
+	// logger is the running configuration's.
+	logger atomic.Pointer[zap.Logger]
 
 	// conns are the connections that take new streams, oldest first. The slice is replaced, never changed, under mu;
 	// calls read it without a lock.
@@ -75,6 +77,7 @@ func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 	cfg = cfg.withDefaults()
 	e := &Endpoint{State: new(upstream.State), addr: addr, cfg: cfg, ping: max(cfg.PingInterval, 0)}
 	e.conns.Store(new([]*conn))
+	e.logger.Store(cfg.Logger)
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	if cfg.TLS != nil {
 		e.tls = cfg.TLS.Clone()
@@ -91,6 +94,9 @@ func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 
 // Address is the endpoint's address as it is logged.
 func (e *Endpoint) Address() string { return e.addr.String() }
+
+// SetLogger replaces Config.Logger: an endpoint outlives the configuration that made it, and its logger.
+func (e *Endpoint) SetLogger(l *zap.Logger) { e.logger.Store(l) }
 
 // Target is where the endpoint is dialled.
 func (e *Endpoint) Target() upstream.Address { return e.addr }
@@ -187,7 +193,7 @@ func (e *Endpoint) dialInBackground() {
 		e.removeLocked(c)
 	default:
 	}
-	e.cfg.Logger.Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", len(conns)))
+	e.logger.Load().Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", len(conns)))
 	e.wakeLocked()
 	if len(e.queue) > 0 || e.keepMin && len(conns) < e.cfg.MinConns {
 		e.startDialLocked()
@@ -253,11 +259,11 @@ func (e *Endpoint) goneAway(c *conn, err *h2.Error) {
 	if err.Code == h2.EnhanceYourCalm && err.Debug == "too_many_pings" && e.ping > 0 {
 		// gRFC A8: on too_many_pings, double the interval.
 		e.ping *= 2
-		e.cfg.Logger.Warn("upstream says its connections are pinged too often; pinging half as often from now on",
+		e.logger.Load().Warn("upstream says its connections are pinged too often; pinging half as often from now on",
 			zap.String("upstream", e.Address()), zap.Duration("interval", e.ping))
 	}
 	if e.removeLocked(c) {
-		e.cfg.Logger.Debug("upstream sent GOAWAY", zap.String("upstream", e.Address()), zap.Error(err))
+		e.logger.Load().Debug("upstream sent GOAWAY", zap.String("upstream", e.Address()), zap.Error(err))
 		e.replaceLocked(c)
 	}
 }
@@ -266,7 +272,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	e.mu.Lock()
 	c.stopTimer()
 	if e.removeLocked(c) {
-		e.cfg.Logger.Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
+		e.logger.Load().Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
 		if err.Kind != h2.KindLocal || e.keepMin { // else it was idle
 			e.replaceLocked(c)
 		}
