@@ -210,6 +210,12 @@ func (e *Endpoint) Preconnect() {
 	}
 }
 
+// connWindow is the flow-control window of a connection to an upstream. All clients' calls share the connection, and
+// what a client does not take stays charged to it: with a window that a few such clients can use up, they would stop
+// everybody else's answers. So it is as good as none, like the 1 GiB of Go's own client, and what is held for slow readers
+// is bounded by the windows of their streams.
+const connWindow = 1 << 30
+
 // connConfig binds a connection's events to the endpoint.
 func (e *Endpoint) connConfig(c *conn) h2.Config {
 	e.mu.Lock()
@@ -222,6 +228,8 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 		PingTimeout:        e.cfg.PingTimeout,
 		PingWithoutStreams: e.cfg.PingWithoutStreams,
 		IdleTimeout:        max(e.cfg.IdleTimeout, 0),
+		InitialConnWindow:  connWindow,
+		MaxConnWindow:      connWindow,
 		OnCapacity:         func(*h2.Conn) { e.capacity() },
 		OnNearlyFull:       func(*h2.Conn) { e.nearlyFull() },
 		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
