@@ -57,6 +57,7 @@ type Conn struct {
 	out       *buffer // appended, not yet taken by the flusher
 	outBase   uint64  // offset of out's first byte in everything ever appended
 	handed    uint64  // offset up to which the socket has, or may have, got it
+	written   uint64  // offset up to which it certainly has (exact sockets only)
 	flushing  bool    // somebody flushes
 	inflight  int     // bytes taken and not yet written
 	cur       *buffer // the writer goroutine's batch

@@ -222,9 +222,7 @@ func (c *Conn) takeLocked() *buffer {
 	c.inflight += len(b.b)
 	c.stats.Flushes++
 	c.controls = 0
-	if !c.sock.exact {
-		c.handed = c.outBase // a TLS record may have left although the write failed
-	}
+	c.handed = c.outBase // until the write has returned nobody knows better: the peer may have acted on it before that
 	return b
 }
 
@@ -233,7 +231,8 @@ func (c *Conn) wroteLocked(n int) {
 	c.inflight -= n
 	c.stats.BytesOut += uint64(n)
 	if c.sock.exact {
-		c.handed += uint64(n)
+		c.written += uint64(n)
+		c.handed = c.written // else a TLS record may have left although the write failed
 	}
 }
 
@@ -258,6 +257,7 @@ func (c *Conn) writeLoop() {
 			c.cur, c.curOff = c.takeLocked(), 0
 		}
 		p := c.cur.b[c.curOff:]
+		c.handed = c.outBase
 		c.mu.Unlock()
 		n, err := c.sock.write(p)
 		c.mu.Lock()
