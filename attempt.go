@@ -29,6 +29,12 @@ type attempt struct {
 func (x *exchange) begin() *failure {
 	lb := x.h.LoadBalancing
 	for {
+		if x.deadlinePassed() {
+			return deadlineExceeded()
+		}
+		if f := x.cutOr(nil); f != nil {
+			return f
+		}
 		i, ok := x.cur.picker.Pick(selection.PickInfo{Call: &x.call, Tried: x.tried})
 		if !ok && x.lastErr != nil && x.lastErr.Sent && !x.again {
 			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
@@ -52,9 +58,6 @@ func (x *exchange) begin() *failure {
 		}
 		if err.Kind == transport.KindCanceled {
 			return x.cutOr(clientGone())
-		}
-		if x.deadlinePassed() {
-			return deadlineExceeded()
 		}
 		x.lastErr = err
 		x.tried = append(x.tried, i)

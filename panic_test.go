@@ -11,7 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http2"
-	"google.golang.org/grpc/codes"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -168,18 +167,5 @@ func TestPanicWhileSending(t *testing.T) {
 	}
 	if err := <-sent; err == nil {
 		t.Error("all of the request was taken")
-	}
-}
-
-// A deadline that a handler in front puts on the request is the call's: the upstream is told and the client gets a status.
-func TestRequestContextDeadline(t *testing.T) {
-	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\n\ttest_faulty timeout\n\tgrpc_proxy UPSTREAMS\n}"}})
-	c := r.unary()
-	if c.req.Get("grpc-timeout") == "" {
-		t.Error("the upstream was not told of the deadline")
-	}
-	r.checkFailure(c.result(), failure{code: codes.DeadlineExceeded, reason: "DEADLINE_AT_PROXY"})
-	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
-		t.Errorf("RST_STREAM(%v)", code)
 	}
 }

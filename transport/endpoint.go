@@ -98,9 +98,6 @@ func (e *Endpoint) Address() string { return e.addr.String() }
 // SetLogger replaces Config.Logger: an endpoint outlives the configuration that made it, and its logger.
 func (e *Endpoint) SetLogger(l *zap.Logger) { e.logger.Store(l) }
 
-// Target is where the endpoint is dialled.
-func (e *Endpoint) Target() upstream.Address { return e.addr }
-
 // Scheme is what :scheme must say on the endpoint's connections: https or http.
 func (e *Endpoint) Scheme() string {
 	if e.tls != nil {
@@ -111,13 +108,6 @@ func (e *Endpoint) Scheme() string {
 
 // Conns is the number of connections that take new streams.
 func (e *Endpoint) Conns() int { return len(*e.conns.Load()) }
-
-// Connecting tells whether a dial is under way.
-func (e *Endpoint) Connecting() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.dialing
-}
 
 // Caller bounds how long Open may wait.
 type Caller interface {
