@@ -79,6 +79,9 @@ func (x *exchange) relay() *failure {
 		}
 		switch {
 		case ev.end:
+			if err := x.flushLast(); err != nil {
+				return x.cutOr(clientGone())
+			}
 			return x.relayEnd(&ans, ev.trailers)
 		case ev.failed != nil && x.committed:
 			return x.failed(ev.failed)
@@ -146,6 +149,20 @@ func (x *exchange) flushUnlocked() error {
 		x.writing = false
 	}()
 	return x.flusher.Flush()
+}
+
+// flushLast waits until the client has room for the last of the answer's messages. Left to the server, which does the same
+// when the handler has returned, they would wait for a client that does not read without any limit: no deadline, no
+// timeout and no exit would reach the call any more.
+func (x *exchange) flushLast() error {
+	if !x.committed || x.call.Result.ReceivedBytes == 0 {
+		return nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	err := x.flushUnlocked()
+	x.broken = x.broken || err != nil
+	return err
 }
 
 // relayHead handles the response head. done means that it was the whole answer.
