@@ -22,10 +22,18 @@ func TestUpstreams(t *testing.T) {
 	}{
 		{"h2c", backendtest.Options{}, "h2c://", ""},
 		{"tls", backendtest.Options{TLS: ca.ServerConfig()}, "https://", "tls_trust_pool file " + ca.File()},
-		{"tls_server_name", backendtest.Options{TLS: ca.ServerConfig("backend.test")}, "https://",
-			"tls_trust_pool file " + ca.File() + "\ntls_server_name backend.test"},
-		{"mtls", backendtest.Options{TLS: ca.ServerConfig(), ClientCAs: clients.Pool}, "https://",
-			"tls_trust_pool file " + ca.File() + "\ntls_client_auth " + cert + " " + key},
+		{
+			"tls_server_name",
+			backendtest.Options{TLS: ca.ServerConfig("backend.test")},
+			"https://",
+			"tls_trust_pool file " + ca.File() + "\ntls_server_name backend.test",
+		},
+		{
+			"mtls",
+			backendtest.Options{TLS: ca.ServerConfig(), ClientCAs: clients.Pool},
+			"https://",
+			"tls_trust_pool file " + ca.File() + "\ntls_client_auth " + cert + " " + key,
+		},
 		{"unix", backendtest.Options{Unix: filepath.Join(t.TempDir(), "b.sock")}, "", ""},
 		{"ipv6", backendtest.Options{Addr: "[::1]:0"}, "", ""},
 	} {
