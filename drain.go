@@ -95,26 +95,24 @@ const exitMargin = 200 * time.Millisecond
 // already, or not. Running calls go on; how long, depends on which of the two it is.
 func (h *Handler) onShutdown() {
 	h.drain.once.Do(func() {
-		var (
-			delay time.Duration
-			f     *failure
-		)
 		if caddy.Exiting() {
-			delay = h.exitDelay()
-			f = proxyFailure(grpcwire.Unavailable, reasonExit, "the proxy is shutting down")
-		} else {
-			if h.StreamCloseDelay == 0 {
-				return
-			}
-			delay = time.Duration(h.StreamCloseDelay)
-			f = proxyFailure(grpcwire.Unavailable, reasonReload, "the proxy was reloaded with a new configuration (stream_close_delay)")
+			h.endAfter(h.exitDelay(), shuttingDown())
+			return
 		}
-		// The timer outlives the handler on purpose: its calls do too.
-		time.AfterFunc(delay, func() {
-			if n := h.drain.endAll(f); n > 0 {
-				h.logger.Info("ended running calls", zap.Int("calls", n), zap.String("why", f.message), zap.Duration("after", delay))
-			}
-		})
+		go h.watchExit()
+		if h.StreamCloseDelay > 0 {
+			h.endAfter(time.Duration(h.StreamCloseDelay), proxyFailure(grpcwire.Unavailable, reasonReload,
+				"the proxy was reloaded with a new configuration (stream_close_delay)"))
+		}
+	})
+}
+
+// endAfter ends the handler's calls when the delay is over. The timer outlives the handler on purpose: its calls do too.
+func (h *Handler) endAfter(delay time.Duration, f *failure) {
+	time.AfterFunc(delay, func() {
+		if n := h.drain.endAll(f); n > 0 {
+			h.logger.Info("ended running calls", zap.Int("calls", n), zap.String("why", f.message), zap.Duration("after", delay))
+		}
 	})
 }
 

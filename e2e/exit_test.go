@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bytes"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +26,10 @@ func startCaddy(t *testing.T, global, site string) (cmd *exec.Cmd, addr string, 
 	addr = proxytest.FreeAddress(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "Caddyfile")
-	text := "{\n\tadmin off\n\tpersist_config off\n\tservers {\n\t\tprotocols h1 h2c\n\t}\n" + global + "}\nhttp://" + addr + " {\n" + site + "\n}\n"
+	if !strings.Contains(global, "admin ") {
+		global += "\tadmin off\n"
+	}
+	text := "{\n\tpersist_config off\n\tservers {\n\t\tprotocols h1 h2c\n\t}\n" + global + "}\nhttp://" + addr + " {\n" + site + "\n}\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -98,5 +103,55 @@ func TestExit(t *testing.T) {
 				t.Errorf("the process took %v; systemd's TimeoutStopSec is 5s", gone)
 			}
 		})
+	}
+}
+
+// TestExitAfterReload: streams of a configuration that a reload has replaced get a status at exit too, when their time is
+// over, and the process waits for it.
+func TestExitAfterReload(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	admin := proxytest.FreeAddress(t)
+	site := "grpc_proxy " + b.Addr() + " {\n\texit_timeout 700ms\n"
+	cmd, addr, _ := startCaddy(t, "\tadmin "+admin+"\n", site+"}")
+	c := client(t, addr)
+	var s testgrpc.TestService_FullDuplexCallClient
+	eventually(t, "Caddy serves", func() bool {
+		var err error
+		if s, err = c.FullDuplexCall(within(t, 8*time.Second)); err != nil {
+			return false
+		}
+		return pingPong(s, 10) == nil
+	})
+	text := "{\n\tadmin " + admin + "\n\tpersist_config off\n}\nhttp://" + addr + " {\n" + site + "\theader_up X-Generation 2\n}\n}\n"
+	r, err := http.Post("http://"+admin+"/load", "text/caddyfile", strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		msg, _ := io.ReadAll(r.Body)
+		t.Fatalf("reload: %s %s", r.Status, msg)
+	}
+	if err := pingPong(s, 10); err != nil {
+		t.Fatalf("the reload cut the stream: %v", err)
+	}
+	start := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := pingPong(s, 10); err != nil {
+		t.Fatalf("cut at once: %v", err)
+	}
+	_, err = s.Recv()
+	took := time.Since(start)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "the proxy is shutting down") {
+		t.Fatalf("the stream ended with %v", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("Caddy left with %v", err)
+	}
+	t.Logf("the stream ended after %v, the process after %v", took, time.Since(start))
+	if took < 600*time.Millisecond || took > 3*time.Second {
+		t.Errorf("the stream ended after %v, want about 700ms", took)
 	}
 }

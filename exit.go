@@ -1,0 +1,45 @@
+package grpcproxy
+
+import (
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+)
+
+// exitLook is how often the handler of an earlier configuration looks whether Caddy exits.
+const exitLook = 100 * time.Millisecond
+
+func shuttingDown() *failure {
+	return proxyFailure(grpcwire.Unavailable, reasonExit, "the proxy is shutting down")
+}
+
+// watchExit ends the calls of a configuration that a reload has replaced when Caddy exits. Caddy waits for them then,
+// without end if there is no grace period, but its hooks for shutdown belong to the configuration that is running: what
+// it was replaced by may not even have a grpc_proxy. So the handler looks for itself, for as long as it has calls.
+func (h *Handler) watchExit() {
+	look := time.NewTicker(exitLook)
+	defer look.Stop()
+	for h.drain.running() > 0 {
+		<-look.C
+		if caddy.Exiting() {
+			h.endAfter(h.exitDelay(), shuttingDown())
+			return
+		}
+	}
+}
+
+// running counts the calls in the registry.
+func (d *drain) running() int {
+	n := 0
+	for i := range d.shards {
+		s := &d.shards[i]
+		s.mu.Lock()
+		for x := s.first; x != nil; x = x.drained.next {
+			n++
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
