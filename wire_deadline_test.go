@@ -223,10 +223,11 @@ func TestWireDeadlineWaiting(t *testing.T) {
 func TestWireDeadlineBlocked(t *testing.T) {
 	t.Run("the client does not read", func(t *testing.T) {
 		r := newRig(t, rigOptions{Client: wiretest.Options{HoldWindows: true}})
+		data := pattern(4 << 20) // made before the clock starts: the race detector takes its time for it
 		start := time.Now()
 		c := r.unary("grpc-timeout", shortHeader)
 		c.head()
-		_, _ = c.up.SendData(t.Context(), c.sid, pattern(4<<20), false) // returns when the stream is reset
+		_, _ = c.up.SendData(t.Context(), c.sid, data, false) // returns when the stream is reset
 		inTime(t, start, c.cancelled())
 		// No window, so no status could be put behind the data: the stream ends by a reset, and the connection lives.
 		h := c.result()
@@ -240,11 +241,12 @@ func TestWireDeadlineBlocked(t *testing.T) {
 	})
 	t.Run("the upstream does not read", func(t *testing.T) {
 		r := newRig(t, rigOptions{Up: wiretest.Options{HoldWindows: true}})
+		data := pattern(8 << 20)
 		start := time.Now()
 		c := r.open("grpc-timeout", shortHeader)
 		sent := make(chan error, 1)
 		go func() {
-			_, err := c.client.SendData(t.Context(), c.id, pattern(8<<20), true)
+			_, err := c.client.SendData(t.Context(), c.id, data, true)
 			sent <- err
 		}()
 		c.take(0)
