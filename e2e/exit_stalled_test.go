@@ -15,6 +15,9 @@ import (
 // TestExitStalledReader: a client whose window has no room even for a small answer, which is complete, cannot keep Caddy
 // from exiting.
 func TestExitStalledReader(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	b := backendtest.Start(t, backendtest.Options{})
 	cmd, addr, _ := startCaddy(t, "", "grpc_proxy "+b.Addr()+" {\n\texit_timeout 700ms\n}")
 	probe := client(t, addr)

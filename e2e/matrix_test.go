@@ -57,6 +57,9 @@ var outcomes = []outcome{
 
 // TestMatrix: each kind of RPC, ended in each way, over each protocol in front.
 func TestMatrix(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	wiretest.CheckLeaks(t)
 	w := new(witness)
 	b := backendtest.Start(t, backendtest.Options{Name: "b", ServerOptions: w.options()})

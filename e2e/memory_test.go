@@ -54,6 +54,9 @@ func watch(t *testing.T, pid int, before int64, moved func() int64) int64 {
 
 // TestMemoryUpstreamDoesNotRead: a client pushes 1 GiB at an upstream that reads nothing.
 func TestMemoryUpstreamDoesNotRead(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	l := wiretest.Listen(t, wiretest.Options{HoldWindows: true, DiscardData: true})
 	l.Serve(func(c *wiretest.Conn) { <-t.Context().Done() })
 	cmd, addr, _ := startCaddy(t, "", "grpc_proxy "+l.Addr())

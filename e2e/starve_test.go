@@ -13,6 +13,9 @@ import (
 // TestStalledReadersHarmNobody: clients that stop reading what they asked for hold up nobody else's calls, though all go
 // over one connection to the upstream: neither those that never began to read, nor those whose windows had grown.
 func TestStalledReadersHarmNobody(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	for _, tc := range []struct {
 		name           string
 		clients, first int // first is how many messages each reads before it stops
