@@ -155,6 +155,7 @@ func TestWireCancelWaiting(t *testing.T) {
 		busy.answerOK()
 		c := r.open()
 		c.client.WriteData(c.id, nil, true)
+		c.client.Barrier() // an answer before the server has read the request's end is another sequence of frames
 		c.take(0)
 		if c.req.Get(":path") != wirePath {
 			// The call may have been about to be sent just then. It is followed by its cancellation.
