@@ -241,7 +241,7 @@ func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
 		}
 		cur.endpoints = append(cur.endpoints, e)
 		cur.snapshot.Endpoints = append(cur.snapshot.Endpoints, upstream.Endpoint{
-			Network: addr.Network, Address: addr.String(), Weight: 1, State: e.State,
+			Network: addr.Network, Index: len(cur.snapshot.Endpoints), Address: addr.String(), Weight: 1, State: e.State,
 		})
 	}
 	cur.picker = h.policy.Build(cur.snapshot)

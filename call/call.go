@@ -19,13 +19,20 @@ type Metadata interface {
 	Values(key string) []string
 }
 
+// Placeholders resolves Caddy's placeholders; *caddy.Replacer does.
+type Placeholders interface {
+	// ReplaceAll replaces all placeholders in input by their values, and those that are unknown or empty by empty.
+	ReplaceAll(input, empty string) string
+}
+
 // Call is one RPC from one client.
 type Call struct {
 	// Service and Method are the parts of the path "/{Service}/{Method}". Service may contain dots and, rarely,
 	// slashes; Method contains none.
 	Service, Method string
-	// Path is the :path of the call.
+	// Path is the :path of the call, decoded and without a query; URI is the :path as it came.
 	Path string
+	URI  string
 	// Authority is what the client named as :authority (or Host).
 	Authority string
 	// Metadata is the request's metadata.
@@ -35,6 +42,8 @@ type Call struct {
 	ClientIP netip.Addr
 	// TLS is the state of the client's connection, nil without TLS.
 	TLS *tls.ConnectionState
+	// Placeholders resolves Caddy's placeholders for this call; nil where there are none.
+	Placeholders Placeholders
 	// Start is when the head arrived. Deadline is the effective one (client's and route's); zero means none.
 	Start    time.Time
 	Deadline time.Time
@@ -118,4 +127,24 @@ type Result struct {
 	// Latency is from the arrival of the head to the end; FirstByte to the upstream's response head, 0 without one.
 	Latency   time.Duration
 	FirstByte time.Duration
+}
+
+// Attempt is how one try of a call on one endpoint went.
+type Attempt struct {
+	// Code is the status: the upstream's where it sent one, else what the failure means for the client.
+	Code grpcwire.Code
+	// EndedBy says who ended the attempt. A code that the upstream did not send itself says nothing about its
+	// application.
+	EndedBy EndedBy
+	// Source says where the code came from. SourceProxy with EndedByUpstream: the upstream or its connection broke.
+	Source Source
+	// Start is when the endpoint was picked; Latency is from there to the end.
+	Start   time.Time
+	Latency time.Duration
+	// SentBytes and ReceivedBytes are of gRPC framing, without HTTP/2's own; messages likewise.
+	SentBytes, ReceivedBytes       int64
+	SentMessages, ReceivedMessages int64
+	// LoadReport is the endpoint's xds.data.orca.v3.OrcaLoadReport in wire format, nil when it sent none or none was
+	// asked for.
+	LoadReport []byte
 }

@@ -20,20 +20,51 @@ func randN(n int) int {
 	return int(hi)
 }
 
-// candidates are the states of a snapshot's endpoints, side by side for the sake of the processor's caches.
-type candidates []*upstream.State
+// candidates are the endpoints of a snapshot, or of a part of one, as pickers see them: side by side for the sake of the
+// processor's caches. Pickers work with places in it; only what they return is an endpoint's index.
+type candidates struct {
+	states []*upstream.State
+	// indexes are the endpoints' by place; nil where each is its place.
+	indexes []int32
+}
 
 func newCandidates(s *upstream.Snapshot) candidates {
-	c := make(candidates, len(s.Endpoints))
+	c := candidates{states: make([]*upstream.State, len(s.Endpoints))}
+	same := true
 	for i := range s.Endpoints {
-		c[i] = s.Endpoints[i].State
+		c.states[i] = s.Endpoints[i].State
+		same = same && s.Endpoints[i].Index == i
+	}
+	if !same {
+		c.indexes = make([]int32, len(s.Endpoints))
+		for i := range s.Endpoints {
+			c.indexes[i] = int32(s.Endpoints[i].Index)
+		}
 	}
 	return c
 }
 
-// open tells whether the endpoint may be picked now.
-func (c candidates) open(i int, tried []int) bool {
-	return c[i].Usable() && !slices.Contains(tried, i)
+func (c *candidates) len() int { return len(c.states) }
+
+// index is the index of the endpoint at the place.
+func (c *candidates) index(place int) int {
+	if c.indexes == nil {
+		return place
+	}
+	return int(c.indexes[place])
+}
+
+// open tells whether the endpoint at the place may be picked now.
+func (c *candidates) open(place int, tried []int) bool {
+	return c.states[place].Usable() && (len(tried) == 0 || !slices.Contains(tried, c.index(place)))
+}
+
+// result is what a picker returns for the place that it chose.
+func (c *candidates) result(place int, ok bool) (index int, _ bool) {
+	if !ok {
+		return 0, false
+	}
+	return c.index(place), true
 }
 
 // maxDraws is how often draw tries its luck. If half of the endpoints are open, one draw in 65,536 goes on to scan.
@@ -42,12 +73,12 @@ const maxDraws = 16
 // draw returns one of the open endpoints, each with the same chance: it throws draws away that hit a closed one (going on
 // to the next open one instead would give that one its neighbour's share), and when too many were thrown away, it looks
 // at all.
-func (c candidates) draw(tried []int) (int, bool) {
-	if len(c) == 0 {
+func (c *candidates) draw(tried []int) (int, bool) {
+	if c.len() == 0 {
 		return 0, false
 	}
 	for range maxDraws {
-		if i := randN(len(c)); c.open(i, tried) {
+		if i := randN(c.len()); c.open(i, tried) {
 			return i, true
 		}
 	}
@@ -55,10 +86,10 @@ func (c candidates) draw(tried []int) (int, bool) {
 }
 
 // scan returns one of the open endpoints, each with the same chance, in one pass.
-func (c candidates) scan(tried []int) (index int, ok bool) {
+func (c *candidates) scan(tried []int) (index int, ok bool) {
 	seed := randUint64()
 	var highest uint64
-	for i := range c {
+	for i := range c.states {
 		if !c.open(i, tried) {
 			continue
 		}

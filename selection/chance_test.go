@@ -30,7 +30,7 @@ func snapshot(active ...int) *upstream.Snapshot {
 		for range n {
 			state.Begin()
 		}
-		s.Endpoints = append(s.Endpoints, upstream.Endpoint{State: state})
+		s.Endpoints = append(s.Endpoints, upstream.Endpoint{Index: len(s.Endpoints), State: state})
 	}
 	return s
 }

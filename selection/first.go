@@ -24,15 +24,15 @@ func (*First) CaddyModule() caddy.ModuleInfo {
 func (*First) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*First) Build(s *upstream.Snapshot) Picker { return first{newCandidates(s)} }
+func (*First) Build(s *upstream.Snapshot) Picker { return &first{newCandidates(s)} }
 
 type first struct{ candidates }
 
 // Pick implements [Picker].
-func (p first) Pick(in PickInfo) (int, bool) {
-	for i := range p.candidates {
+func (p *first) Pick(in PickInfo) (int, bool) {
+	for i := range p.states {
 		if p.open(i, in.Tried) {
-			return i, true
+			return p.index(i), true
 		}
 	}
 	return 0, false

@@ -25,25 +25,29 @@ func (*LeastConn) CaddyModule() caddy.ModuleInfo {
 func (*LeastConn) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*LeastConn) Build(s *upstream.Snapshot) Picker { return leastConn{newCandidates(s)} }
+func (*LeastConn) Build(s *upstream.Snapshot) Picker { return &leastConn{newCandidates(s)} }
 
 type leastConn struct{ candidates }
 
 // Pick implements [Picker]. Among endpoints with as few calls, lots are drawn.
-func (p leastConn) Pick(in PickInfo) (index int, ok bool) {
+func (p *leastConn) Pick(in PickInfo) (int, bool) {
 	seed := randUint64()
-	var fewest int64
-	var highest uint64
-	for i, s := range p.candidates {
+	var (
+		best    int
+		ok      bool
+		fewest  int64
+		highest uint64
+	)
+	for i, s := range p.states {
 		n := s.Active()
 		if ok && n > fewest || !p.open(i, in.Tried) {
 			continue
 		}
 		if r := rank(seed, i); !ok || n < fewest || r > highest {
-			index, fewest, highest, ok = i, n, r, true
+			best, fewest, highest, ok = i, n, r, true
 		}
 	}
-	return index, ok
+	return p.result(best, ok)
 }
 
 var (

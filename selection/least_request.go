@@ -66,7 +66,7 @@ func newLeastRequest(s *upstream.Snapshot, choices int) Picker {
 	}
 	// gRFC A48: "If a LeastRequestLoadBalancingConfig with a choice_count > 10 is received, the
 	// least_request_experimental policy will set choice_count = 10."
-	return leastRequest{newCandidates(s), min(max(choices, minChoices), maxChoices)}
+	return &leastRequest{newCandidates(s), min(max(choices, minChoices), maxChoices)}
 }
 
 type leastRequest struct {
@@ -76,22 +76,22 @@ type leastRequest struct {
 
 // Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior": the endpoints are drawn with replacement, and of
 // those with as few calls the one that was drawn first wins, which is any of them.
-func (p leastRequest) Pick(in PickInfo) (int, bool) {
+func (p *leastRequest) Pick(in PickInfo) (int, bool) {
 	best, ok := p.draw(in.Tried)
 	if !ok {
 		return 0, false
 	}
-	fewest := p.candidates[best].Active()
+	fewest := p.states[best].Active()
 	for range p.choices - 1 {
 		i, ok := p.draw(in.Tried)
 		if !ok {
 			break // The last one has just become unusable.
 		}
-		if n := p.candidates[i].Active(); n < fewest {
+		if n := p.states[i].Active(); n < fewest {
 			best, fewest = i, n
 		}
 	}
-	return best, true
+	return p.index(best), true
 }
 
 var (

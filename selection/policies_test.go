@@ -16,12 +16,15 @@ import (
 
 const namespace = "http.grpc_proxy.selection_policies."
 
-// policies are all policies of the package.
-var policies = []struct {
+// policy is one of the package's, for tests.
+type policy struct {
 	name   string
 	new    func() selection.Policy
 	traits selectiontest.Traits
-}{
+}
+
+// policies are all policies of the package. Other test files add theirs in init.
+var policies = []policy{
 	{"round_robin", func() selection.Policy { return new(selection.RoundRobin) }, selectiontest.Traits{Even: true, Exact: true}},
 	{"random", func() selection.Policy { return new(selection.Random) }, selectiontest.Traits{Even: true}},
 	{"least_request", func() selection.Policy { return new(selection.LeastRequest) }, selectiontest.Traits{Even: true, Least: true}},

@@ -23,12 +23,12 @@ func (*Random) CaddyModule() caddy.ModuleInfo {
 func (*Random) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*Random) Build(s *upstream.Snapshot) Picker { return random{newCandidates(s)} }
+func (*Random) Build(s *upstream.Snapshot) Picker { return &random{newCandidates(s)} }
 
 type random struct{ candidates }
 
 // Pick implements [Picker].
-func (p random) Pick(in PickInfo) (int, bool) { return p.draw(in.Tried) }
+func (p *random) Pick(in PickInfo) (int, bool) { return p.result(p.draw(in.Tried)) }
 
 var (
 	_ Policy                = (*Random)(nil)

@@ -31,7 +31,7 @@ func (*RoundRobin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return par
 // Build implements [Policy].
 func (*RoundRobin) Build(s *upstream.Snapshot) Picker {
 	p := &roundRobin{candidates: newCandidates(s)}
-	if n := len(p.candidates); n > 0 {
+	if n := p.len(); n > 0 {
 		p.next.Store(uint64(randN(n))) // As grpc-go does.
 	}
 	return p
@@ -59,7 +59,7 @@ const maxTurns = 32
 
 // Pick implements [Picker].
 func (p *roundRobin) Pick(in PickInfo) (int, bool) {
-	n := len(p.candidates)
+	n := p.len()
 	if n == 0 {
 		return 0, false
 	}
@@ -68,7 +68,7 @@ func (p *roundRobin) Pick(in PickInfo) (int, bool) {
 		turn := p.next.Add(1) - 1
 		i := int(turn % uint64(n))
 		if p.open(i, in.Tried) {
-			return i, true
+			return p.index(i), true
 		}
 		ahead, ok := p.ahead(i, in.Tried)
 		if !ok {
@@ -76,16 +76,16 @@ func (p *roundRobin) Pick(in PickInfo) (int, bool) {
 		}
 		found = (i + ahead) % n
 		if p.next.CompareAndSwap(turn+1, turn+1+uint64(ahead)) {
-			return found, true
+			return p.index(found), true
 		}
 	}
-	return found, true // Out of turn.
+	return p.index(found), true // Out of turn.
 }
 
 // ahead tells how many steps the next open endpoint is away from i.
 func (p *roundRobin) ahead(i int, tried []int) (steps int, ok bool) {
-	for steps := 1; steps < len(p.candidates); steps++ {
-		if p.open((i+steps)%len(p.candidates), tried) {
+	for steps := 1; steps < p.len(); steps++ {
+		if p.open((i+steps)%p.len(), tried) {
 			return steps, true
 		}
 	}

@@ -1,6 +1,10 @@
 package upstream
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
 
 // Reason says why an endpoint takes no new calls. Reasons add up: an endpoint is usable when none is set.
 type Reason uint32
@@ -15,8 +19,14 @@ const (
 // State is the live state of one endpoint, shared by all that use it. All methods may be called concurrently. The
 // zero value is a usable endpoint without calls.
 type State struct {
-	active  atomic.Int64
-	reasons atomic.Uint32
+	active    atomic.Int64
+	reasons   atomic.Uint32
+	connected atomic.Int64 // Unix nanoseconds
+	work      atomic.Pointer[Work]
+
+	mu       sync.Mutex
+	memory   map[any]any
+	watchers []*watcher
 }
 
 // Active is the number of calls in flight on the endpoint.
@@ -35,10 +45,22 @@ func (s *State) Usable() bool { return s.reasons.Load() == 0 }
 func (s *State) Has(r Reason) bool { return s.reasons.Load()&uint32(r) != 0 }
 
 // Set adds a reason, Clear takes it away. Both return whether that changed anything.
-func (s *State) Set(r Reason) bool { return s.reasons.Or(uint32(r))&uint32(r) == 0 }
+func (s *State) Set(r Reason) bool {
+	old := s.reasons.Or(uint32(r))
+	if old == 0 {
+		s.notify(BecameUnusable)
+	}
+	return old&uint32(r) == 0
+}
 
 // Clear takes a reason away.
-func (s *State) Clear(r Reason) bool { return s.reasons.And(^uint32(r))&uint32(r) != 0 }
+func (s *State) Clear(r Reason) bool {
+	old := s.reasons.And(^uint32(r))
+	if old != 0 && old&^uint32(r) == 0 {
+		s.notify(BecameUsable)
+	}
+	return old&uint32(r) != 0
+}
 
 // SetUsable sets or clears Unhealthy.
 func (s *State) SetUsable(ok bool) {
@@ -46,5 +68,111 @@ func (s *State) SetUsable(ok bool) {
 		s.Clear(Unhealthy)
 	} else {
 		s.Set(Unhealthy)
+	}
+}
+
+// Connected is when the first of the connections that the endpoint has now was made; zero while it has none.
+func (s *State) Connected() time.Time {
+	if ns := s.connected.Load(); ns != 0 {
+		return time.Unix(0, ns)
+	}
+	return time.Time{}
+}
+
+// SetConnected records that the endpoint has a connection since t, or none any more (zero t).
+func (s *State) SetConnected(t time.Time) {
+	if t.IsZero() {
+		if s.connected.Swap(0) != 0 {
+			s.notify(Disconnected)
+		}
+		return
+	}
+	s.connected.CompareAndSwap(0, t.UnixNano())
+}
+
+// Work counts what has been done on an endpoint: messages and their bytes, in both directions, of calls that are under
+// way too.
+type Work struct{ messages, bytes atomic.Uint64 }
+
+// Add counts messages and bytes.
+func (w *Work) Add(messages, bytes uint64) {
+	if messages > 0 {
+		w.messages.Add(messages)
+	}
+	w.bytes.Add(bytes)
+}
+
+// Messages and Bytes are the sums so far.
+func (w *Work) Messages() uint64 { return w.messages.Load() }
+
+// Bytes is the sum of messages' bytes.
+func (w *Work) Bytes() uint64 { return w.bytes.Load() }
+
+// Work returns the endpoint's counters of work, which nobody fills unless a policy asks for that (selection.Needs).
+func (s *State) Work() *Work {
+	if w := s.work.Load(); w != nil {
+		return w
+	}
+	s.work.CompareAndSwap(nil, new(Work))
+	return s.work.Load()
+}
+
+// Memory returns what is remembered about the endpoint under the key, made by create if there is nothing yet. A policy
+// keeps here what it has learned, so that it survives the pickers that learned it, reloads and short absences. The key
+// is a value of a type of the policy's own that says what makes it different (its decay time, say).
+func (s *State) Memory(key any, create func() any) any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.memory[key]
+	if !ok {
+		if s.memory == nil {
+			s.memory = make(map[any]any)
+		}
+		v = create()
+		s.memory[key] = v
+	}
+	return v
+}
+
+// Change is what watchers of a State are told.
+type Change uint8
+
+const (
+	// BecameUsable: the last reason not to use the endpoint is gone.
+	BecameUsable Change = iota
+	// BecameUnusable: there is one.
+	BecameUnusable
+	// Disconnected: the endpoint's last connection is gone.
+	Disconnected
+)
+
+type watcher struct{ f func(Change) }
+
+// Watch calls f at every change until stop is called; a call may still be under way then. f must not block. It is told
+// that something changed, not in which order: it reads the state anew.
+func (s *State) Watch(f func(Change)) (stop func()) {
+	w := &watcher{f}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.watchers = append(s.watchers[:len(s.watchers):len(s.watchers)], w)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		kept := make([]*watcher, 0, len(s.watchers))
+		for _, v := range s.watchers {
+			if v != w {
+				kept = append(kept, v)
+			}
+		}
+		s.watchers = kept
+	}
+}
+
+func (s *State) notify(c Change) {
+	s.mu.Lock()
+	watchers := s.watchers
+	s.mu.Unlock()
+	for _, w := range watchers {
+		w.f(c)
 	}
 }

@@ -15,21 +15,41 @@ func evenly(t *testing.T, counts []int64, indexes []int) {
 	if len(indexes) < 2 {
 		return
 	}
-	sum := 0.0
+	weights := make([]float64, len(counts))
 	for _, i := range indexes {
-		sum += float64(counts[i])
+		weights[i] = 1
 	}
-	want := sum / float64(len(indexes))
-	if want == 0 {
+	byWeight(t, counts, weights)
+}
+
+// byWeight fails the test unless the counts look like draws with chances in the weights' proportion. Those of weight 0
+// are not looked at.
+func byWeight(t *testing.T, counts []int64, weights []float64) {
+	t.Helper()
+	sum, total, freedom := 0.0, 0.0, -1
+	for i, w := range weights {
+		if w > 0 {
+			sum += float64(counts[i])
+			total += w
+			freedom++
+		}
+	}
+	if sum == 0 {
 		t.Fatal("nothing was picked")
 	}
-	x := 0.0
-	for _, i := range indexes {
-		d := float64(counts[i]) - want
-		x += d * d / want
+	if freedom < 1 {
+		return
 	}
-	if limit := chiSquareLimit(len(indexes) - 1); x > limit {
-		t.Errorf("shares are not even: chi-square %.1f, limit %.1f; counts %v at %v", x, limit, counts, indexes)
+	x := 0.0
+	for i, w := range weights {
+		if w > 0 {
+			want := sum * w / total
+			d := float64(counts[i]) - want
+			x += d * d / want
+		}
+	}
+	if limit := chiSquareLimit(freedom); x > limit {
+		t.Errorf("shares are not as they should be: chi-square %.1f, limit %.1f; counts %v, weights %v", x, limit, counts, weights)
 	}
 }
 

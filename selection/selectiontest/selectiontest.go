@@ -19,7 +19,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// Traits say what a policy promises beyond the contract, for endpoints of equal weight.
+// Traits say what a policy promises beyond the contract, for endpoints of equal weight unless it says otherwise.
 type Traits struct {
 	// Even: open endpoints with equally many calls in flight are picked equally often, apart from chance.
 	Even bool
@@ -29,6 +29,9 @@ type Traits struct {
 	Ordered bool
 	// Least: an endpoint with more calls in flight than all others is picked less often than they are.
 	Least bool
+	// Weighted: open endpoints with equally many calls in flight are picked as often as their weights say, apart from
+	// chance. It goes with Even.
+	Weighted bool
 }
 
 // Snapshot makes a snapshot of n endpoints that are usable and have no calls.
@@ -36,7 +39,7 @@ func Snapshot(n int) *upstream.Snapshot {
 	s := &upstream.Snapshot{Generation: 1, Endpoints: make([]upstream.Endpoint, n)}
 	for i := range s.Endpoints {
 		s.Endpoints[i] = upstream.Endpoint{
-			Network: "tcp", Address: fmt.Sprintf("127.0.0.1:%d", 10_000+i), Weight: 1, State: new(upstream.State),
+			Index: i, Network: "tcp", Address: fmt.Sprintf("127.0.0.1:%d", 10_000+i), Weight: 1, State: new(upstream.State),
 		}
 	}
 	return s
@@ -49,12 +52,16 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("only open endpoints", s.testOnlyOpen)
 	t.Run("exhaustion", s.testExhaustion)
 	t.Run("comes back", s.testComesBack)
+	t.Run("part of a snapshot", s.testPart)
 	t.Run("zero weights", s.testZeroWeights)
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
 	if traits.Even {
 		t.Run("even", s.testEven)
 		t.Run("begins anywhere", s.testBegin)
+	}
+	if traits.Weighted {
+		t.Run("weighted", s.testWeighted)
 	}
 	if traits.Exact {
 		t.Run("exact", s.testExact)
@@ -196,6 +203,35 @@ func (s suite) testComesBack(t *testing.T) {
 	}
 }
 
+// testPart: in a part of a snapshot, endpoints are known by their indexes and not by their places.
+func (s suite) testPart(t *testing.T) {
+	for _, indexes := range [][]int{{7}, {3, 4, 5}, {9, 2, 4}, {1, 0}, {0, 2}} {
+		snap := Snapshot(len(indexes))
+		for place, index := range indexes {
+			snap.Endpoints[place].Index = index
+		}
+		p := s.newPolicy().Build(snap)
+		for triedSet := range 1 << len(indexes) {
+			// Indexes of endpoints that belong to others are among those that were tried.
+			tried := []int{100, 101}
+			var open []int
+			for place, index := range indexes {
+				if triedSet>>place&1 == 1 {
+					tried = append(tried, index)
+				} else {
+					open = append(open, index)
+				}
+			}
+			for range 20 {
+				i, ok := p.Pick(selection.PickInfo{Tried: tried})
+				if ok != (len(open) > 0) || ok && !slices.Contains(open, i) {
+					t.Fatalf("indexes %v, tried %v: picked %d, %v", indexes, tried, i, ok)
+				}
+			}
+		}
+	}
+}
+
 // testZeroWeights: a weight of 0 counts as 1.
 func (s suite) testZeroWeights(t *testing.T) {
 	snap := Snapshot(3)
@@ -317,6 +353,54 @@ func (s suite) testEven(t *testing.T) {
 				counts[i]++
 			}
 			evenly(t, counts, open)
+		})
+	}
+}
+
+// testWeighted: shares follow the weights by the chi-square test, with and without closed endpoints.
+func (s suite) testWeighted(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		weights  []uint32
+		unusable []int
+		tried    []int
+	}{
+		{"two", []uint32{1, 3}, nil, nil},
+		{"three", []uint32{5, 1, 1}, nil, nil},
+		{"far apart", []uint32{1, 1000}, nil, nil},
+		{"largest", []uint32{65_535, 65_535, 20_000}, nil, nil},
+		{"zero counts as one", []uint32{0, 1, 2}, nil, nil},
+		{"one unusable", []uint32{1, 2, 3, 4}, []int{2}, nil},
+		{"one tried", []uint32{1, 2, 3, 4}, nil, []int{3}},
+		{"unusable and tried", []uint32{10, 20, 30, 40, 50}, []int{1}, []int{4}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			snap := Snapshot(len(tt.weights))
+			for i, w := range tt.weights {
+				snap.Endpoints[i].Weight = w
+			}
+			for _, i := range tt.unusable {
+				snap.Endpoints[i].State.SetUsable(false)
+			}
+			open := openOf(snap, tt.tried)
+			counts := make([]int64, len(tt.weights))
+			policy := s.newPolicy()
+			// Several pickers: one may begin anywhere in its cycle.
+			for range 20 {
+				p := policy.Build(snap)
+				for range 2000 * len(open) {
+					i, ok := p.Pick(selection.PickInfo{Tried: tt.tried})
+					if !ok {
+						t.Fatal("nothing picked")
+					}
+					counts[i]++
+				}
+			}
+			weights := make([]float64, len(tt.weights))
+			for _, i := range open {
+				weights[i] = float64(max(tt.weights[i], 1))
+			}
+			byWeight(t, counts, weights)
 		})
 	}
 }
