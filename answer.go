@@ -24,6 +24,7 @@ func (x *exchange) writeHead(fields []h2.Field) {
 	header := x.w.Header()
 	prepare(header)
 	copyFields(header, "", fields)
+	x.annotate(header)
 	x.headerDown(header)
 	x.send.commit()
 	x.committed = true
@@ -33,6 +34,7 @@ func (x *exchange) writeHead(fields []h2.Field) {
 // writeTrailersOnly sends an answer that consists of one header block: gRPC's Trailers-Only. It stays one HEADERS frame
 // with END_STREAM as long as nothing is written or flushed.
 func (x *exchange) writeTrailersOnly(fields []h2.Field) {
+	fields = x.att.takeReport(fields)
 	header := x.w.Header()
 	prepare(header)
 	copyFields(header, "", fields)
@@ -40,6 +42,7 @@ func (x *exchange) writeTrailersOnly(fields []h2.Field) {
 		header["Content-Type"] = []string{"application/grpc"}
 	}
 	x.wireStatus(header, "", fields)
+	x.annotate(header)
 	x.headerDown(header)
 	x.committed = true
 	x.w.WriteHeader(http.StatusOK)
@@ -48,6 +51,7 @@ func (x *exchange) writeTrailersOnly(fields []h2.Field) {
 // writeTrailers sets the trailers; the server sends them when the handler returns. The prefix makes that work without
 // announcing them.
 func (x *exchange) writeTrailers(fields []h2.Field) {
+	fields = x.att.takeReport(fields)
 	header := x.w.Header()
 	copyFields(header, http.TrailerPrefix, fields)
 	x.wireStatus(header, http.TrailerPrefix, fields)
@@ -100,6 +104,14 @@ func setStatusFields(header http.Header, prefix string, f *failure, attempts int
 	header[prefix+"Grpc-Status"] = []string{strconv.FormatUint(uint64(f.code), 10)}
 	header[prefix+"Grpc-Message"] = []string{grpcwire.EncodeMessage(text)}
 	header[prefix+"Grpc-Status-Details-Bin"] = []string{f.details(text, attempts, expose)}
+}
+
+// annotate adds what the policy wants the client to know.
+func (x *exchange) annotate(header http.Header) {
+	a := x.att
+	if a.view.Annotator != nil {
+		a.view.Annotator.Annotate(&x.call, a.index, header.Add)
+	}
 }
 
 // headerDown applies the configured changes to the response's leading metadata.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
@@ -16,9 +17,11 @@ import (
 // attempt is one try of a call on one endpoint. It receives what the upstream sends, on the connection's reader.
 type attempt struct {
 	x      *exchange
-	index  int // of the endpoint in the snapshot
+	view   *cluster.View // that index belongs to
+	index  int           // of the endpoint in the view
 	end    *transport.Endpoint
 	stream *h2.Stream
+	lesson lesson
 
 	// The sender's, under its lock.
 	sent  int64
@@ -35,7 +38,8 @@ func (x *exchange) begin() *failure {
 		if f := x.cutOr(nil); f != nil {
 			return f
 		}
-		i, ok := x.cur.picker.Pick(selection.PickInfo{Call: &x.call, Tried: x.tried})
+		x.renew()
+		i, ok := x.cur.Picker.Pick(selection.PickInfo{Call: &x.call, Tried: x.tried})
 		if !ok && x.lastErr != nil && x.lastErr.Sent && !x.again {
 			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
 			// endpoint (a server that restarts gracefully, say).
@@ -47,6 +51,12 @@ func (x *exchange) begin() *failure {
 			return x.exhausted()
 		}
 		if !ok {
+			i, ok = x.connecting()
+		}
+		if !ok {
+			if x.awaitList() {
+				continue
+			}
 			if f := x.anotherRound(); f != nil {
 				return f
 			}
@@ -71,7 +81,8 @@ func (x *exchange) try(i int) *transport.Error {
 	if a.x != nil {
 		a = new(attempt)
 	}
-	*a = attempt{x: x, index: i, end: x.cur.endpoints[i]}
+	*a = attempt{x: x, view: x.cur, index: i, end: x.cur.Endpoints[i]}
+	a.begin()
 	x.call.Result.Attempts++
 	x.call.Result.Upstream = a.end.Address()
 
@@ -89,6 +100,7 @@ func (x *exchange) try(i int) *transport.Error {
 		x.mu.Lock()
 		x.att = nil
 		x.mu.Unlock()
+		a.failed(err)
 		return err
 	}
 	x.mu.Lock()
@@ -102,11 +114,70 @@ func (x *exchange) try(i int) *transport.Error {
 	return nil
 }
 
+// live are the endpoints that take new calls.
+func (x *exchange) live() []*transport.Endpoint {
+	return x.cur.Endpoints[:len(x.cur.Snapshot.Endpoints)]
+}
+
+// renew takes over the cluster's newest view: a call that waits, or is tried again, must not know only endpoints that have
+// gone meanwhile.
+func (x *exchange) renew() {
+	view := x.h.cluster.View()
+	if view == x.cur {
+		return
+	}
+	old := x.cur
+	x.cur = view
+	kept := x.tried[:0]
+	for _, i := range x.tried {
+		if now := slices.Index(view.Endpoints, old.Endpoints[i]); now >= 0 {
+			kept = append(kept, now)
+		}
+	}
+	x.tried = kept
+}
+
+// connecting finds an endpoint that is in backoff but is being dialled again at the moment. When no other is left the call
+// waits for that, as long as it may wait for any connection.
+func (x *exchange) connecting() (index int, ok bool) {
+	for i, e := range x.live() {
+		if e.Dialing() && e.State.Has(upstream.Backoff) && !slices.Contains(x.tried, i) {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// awaitList waits for the first list of a source of endpoints, within the call's deadline and as long as a dial may take. It
+// returns false if there is nothing to wait for, or not any more.
+func (x *exchange) awaitList() bool {
+	pending := x.cur.Pending
+	if pending == nil {
+		return false
+	}
+	limit := x.h.Transport.dialTimeout() - time.Since(x.call.Start)
+	done, deadline := x.Wait()
+	if !deadline.IsZero() {
+		limit = min(limit, time.Until(deadline))
+	}
+	if limit <= 0 {
+		return false
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-pending:
+	case <-t.C:
+	case <-done:
+	}
+	return true // begin looks at what it was
+}
+
 // anotherRound waits for the next round of trying, if the configuration and the deadline allow one; else it returns
 // why the call fails.
 func (x *exchange) anotherRound() *failure {
-	for i, e := range x.cur.endpoints {
-		if x.cur.snapshot.Endpoints[i].State.Has(upstream.Backoff) {
+	for _, e := range x.live() {
+		if e.State.Has(upstream.Backoff) {
 			e.Want() // so that it is found to be back without a call having to suffer for it
 		}
 	}
@@ -142,14 +213,18 @@ func (x *exchange) exhausted() *failure {
 		}
 		return f
 	}
-	if len(x.cur.endpoints) == 0 {
-		return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is known")
+	if len(x.live()) == 0 {
+		f := proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is known")
+		if f.err = x.cur.Err; f.err != nil {
+			f.message += ": " + f.err.Error()
+		}
+		return f
 	}
-	for _, e := range x.cur.endpoints {
+	for _, e := range x.live() {
 		if err := e.LastError(); err != nil {
 			f := fromTransport(err)
 			f.reason = reasonNoUpstream
-			f.message = "none of the " + strconv.Itoa(len(x.cur.endpoints)) + " upstreams is usable; one of them: " + f.message
+			f.message = "none of the " + strconv.Itoa(len(x.live())) + " upstreams is usable; one of them: " + f.message
 			return f
 		}
 	}
@@ -165,6 +240,7 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	x.mu.Unlock()
 	replayable := x.send.detach(a)
 	a.end.State.End()
+	a.failed(err)
 	x.lastErr = err
 	if !err.Unprocessed || !replayable {
 		return fromTransport(err)
@@ -173,7 +249,7 @@ func (x *exchange) retry(err *transport.Error) *failure {
 		return x.exhausted() // it was sent once more already
 	}
 	x.logAttempt(err)
-	x.tried = append(x.tried, a.index)
+	x.tried = append(x.tried, a.index) // x.cur is still a.view: only begin changes it
 	return x.begin()
 }
 
@@ -236,6 +312,7 @@ func (a *attempt) RecvHead(_ *h2.Stream, fields []h2.Field, end bool) {
 		return // informational: gRPC has no use for it, and it is not final
 	}
 	x := a.x
+	a.responded(end)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.att != a || x.over {
@@ -251,6 +328,7 @@ func (a *attempt) RecvHead(_ *h2.Stream, fields []h2.Field, end bool) {
 func (a *attempt) RecvData(s *h2.Stream, p []byte, end bool) {
 	x := a.x
 	x.moved.Add(int64(len(p)))
+	a.responded(len(p) > 0 || end)
 	x.mu.Lock()
 	if x.att != a || x.over {
 		x.mu.Unlock()
@@ -266,6 +344,7 @@ func (a *attempt) RecvData(s *h2.Stream, p []byte, end bool) {
 // RecvTrailers takes the end of the answer.
 func (a *attempt) RecvTrailers(_ *h2.Stream, fields []h2.Field) {
 	x := a.x
+	a.responded(true)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.att != a || x.over {

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -34,6 +35,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	grpc_proxy [<matcher>] [<upstreams...>] {
 //	    # upstreams
 //	    to <upstreams...>
+//	    dynamic <source> [<options...>]
 //
 //	    # load balancing
 //	    lb_policy       <name> [<options...>]
@@ -46,6 +48,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    stream_timeout      <duration>
 //	    stream_idle_timeout <duration>
 //	    stream_close_delay  <duration>
+//	    drain_timeout       <duration>
 //	    exit_timeout        <duration>
 //
 //	    # metadata
@@ -126,6 +129,8 @@ func (p *parser) subdirective() error {
 			}
 		}
 		return nil
+	case "dynamic":
+		return p.dynamic()
 	case "lb_policy":
 		return p.policy()
 	case "lb_retries":
@@ -142,6 +147,8 @@ func (p *parser) subdirective() error {
 		return p.duration(&h.StreamIdleTimeout)
 	case "stream_close_delay":
 		return p.duration(&h.StreamCloseDelay)
+	case "drain_timeout":
+		return p.duration(&h.DrainTimeout)
 	case "exit_timeout":
 		return p.duration(&h.ExitTimeout)
 	case "expose_upstream":
@@ -200,20 +207,46 @@ func (p *parser) policy() error {
 		return p.Err("lb_policy is given twice; a handler has one policy")
 	}
 	name := p.Val()
-	id := "http.grpc_proxy.selection_policies." + name
-	if _, err := caddy.GetModule(id); err != nil {
-		return p.Errf("there is no selection policy %q; available: %s", name, modulesBelow("http.grpc_proxy.selection_policies"))
-	}
-	mod, err := caddyfile.UnmarshalModule(p.Dispenser, id)
+	policy, err := guest[selection.Policy](p, "http.grpc_proxy.selection_policies", "selection policy")
 	if err != nil {
 		return err
 	}
-	policy, ok := mod.(selection.Policy)
-	if !ok {
-		return p.Errf("module %s (%T) is not a selection policy", id, mod)
-	}
 	lb.SelectionPolicyRaw = caddyconfig.JSONModuleObject(policy, "policy", name, nil)
 	return nil
+}
+
+func (p *parser) dynamic() error {
+	if !p.NextArg() {
+		return p.ArgErr()
+	}
+	if p.h.DynamicUpstreamsRaw != nil {
+		return p.Err("dynamic is given twice; `dynamic multi { ... }` joins several sources")
+	}
+	name := p.Val()
+	src, err := guest[discovery.Source](p, "http.grpc_proxy.discovery", "source of upstreams")
+	if err != nil {
+		return err
+	}
+	p.h.DynamicUpstreamsRaw = caddyconfig.JSONModuleObject(src, "source", name, nil)
+	return nil
+}
+
+// guest reads a module whose name in the namespace is the current token.
+func guest[T any](p *parser, namespace, what string) (T, error) {
+	var none T
+	id := namespace + "." + p.Val()
+	if _, err := caddy.GetModule(id); err != nil {
+		return none, p.Errf("there is no %s %q; available: %s", what, p.Val(), modulesBelow(namespace))
+	}
+	mod, err := caddyfile.UnmarshalModule(p.Dispenser, id)
+	if err != nil {
+		return none, err
+	}
+	m, ok := mod.(T)
+	if !ok {
+		return none, p.Errf("module %s (%T) is not a %s", id, mod, what)
+	}
+	return m, nil
 }
 
 func (p *parser) trustedProxies() error {
@@ -291,8 +324,6 @@ func (p *parser) otherWord() error {
 		return p.Errf("%s has no place in gRPC: the path names the RPC, and the method is POST", word)
 	case "unhealthy_status", "proxy_status_name":
 		return p.Errf("%s is about HTTP statuses, which gRPC leaves at 200", word)
-	case "dynamic":
-		return p.Errf("dynamic upstreams are not available yet; a name in `to` is looked up at every dial")
 	case "lb_retry_match":
 		return p.Errf("retries by request or status are not available yet; a call that no upstream has processed is always tried elsewhere")
 	case "health_uri", "health_path", "health_upstream", "health_port", "health_headers", "health_method", "health_request_body",

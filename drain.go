@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
 
 // drainShards spreads the registry of running calls over several locks, so that calls do not queue up for one.
@@ -86,6 +87,34 @@ func (d *drain) endAll(f *failure) int {
 		n += len(calls)
 	}
 	return n
+}
+
+// endWhere ends the running calls that match. It returns how many there were.
+func (d *drain) endWhere(match func(*exchange) bool, f *failure) int {
+	n := 0
+	for i := range d.shards {
+		s := &d.shards[i]
+		s.mu.Lock()
+		var calls []*exchange
+		for x := s.first; x != nil; x = x.drained.next {
+			if match(x) {
+				calls = append(calls, x)
+			}
+		}
+		s.mu.Unlock()
+		for _, x := range calls {
+			x.cut(f)
+		}
+		n += len(calls)
+	}
+	return n
+}
+
+// isOn tells whether the call's current attempt is on the endpoint.
+func (x *exchange) isOn(end *transport.Endpoint) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.att != nil && x.att.end == end
 }
 
 // exitMargin is kept of a grace period for the last frames to leave.

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
@@ -24,7 +25,7 @@ import (
 // the answer.
 type exchange struct {
 	h    *Handler
-	cur  *current
+	cur  *cluster.View
 	w    http.ResponseWriter
 	r    *http.Request
 	body io.ReadCloser

@@ -41,6 +41,7 @@ const (
 	reasonRequestUnreadable = "REQUEST_UNREADABLE"
 	reasonStreamIdle        = "STREAM_IDLE_TIMEOUT"
 	reasonStreamTimeout     = "STREAM_TIMEOUT"
+	reasonDrained           = "UPSTREAM_REMOVED"
 	reasonReload            = "PROXY_RELOADED"
 	reasonExit              = "PROXY_SHUTDOWN"
 	reasonClientGone        = "CLIENT_GONE"

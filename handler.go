@@ -45,11 +45,14 @@ func isGRPC(r *http.Request) bool {
 
 // newExchange describes the call. It reads the request and changes nothing.
 func newExchange(h *Handler, w http.ResponseWriter, r *http.Request) *exchange {
-	x := &exchange{h: h, cur: h.current.Load(), w: w, r: r, body: r.Body}
-	x.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	x := &exchange{h: h, cur: h.cluster.View(), w: w, r: r, body: r.Body}
 	c := &x.call
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		x.repl, c.Placeholders = repl, repl
+	}
 	c.Start = time.Now()
 	c.Path = r.URL.Path
+	c.URI = r.URL.RequestURI()
 	c.Authority = r.Host
 	c.Metadata = headerMetadata(r.Header)
 	c.TLS = r.TLS

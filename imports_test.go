@@ -31,17 +31,26 @@ var mayImport = map[string][]string{
 	"upstream": {caddyModule},
 	// On the leaves.
 	"call":      {"grpcwire"},
-	"selection": {"upstream", "call", "grpcwire", caddyModule, "github.com/cespare/xxhash"},
+	"orca":      {"upstream", "call", "grpcwire", "h2", "transport", "google.golang.org/protobuf/encoding/protowire", "go.uber.org/zap"},
+	"selection": {"upstream", "call", "grpcwire", "orca", caddyModule, "github.com/cespare/xxhash/v2", "go.uber.org/zap"},
+	"discovery": {
+		"upstream", "transport", caddyModule, "go.uber.org/zap", "github.com/miekg/dns", "github.com/fsnotify/fsnotify", "go.yaml.in/yaml",
+	},
+	"healthcheck": {
+		"upstream", "call", "grpcwire", "h2", "transport", caddyModule, "go.uber.org/zap", "google.golang.org/protobuf/encoding/protowire",
+	},
 	"transport": {"upstream", "call", "grpcwire", "h2", caddyModule, "go.uber.org/zap", "golang.org/x/sys", "github.com/pires/go-proxyproto"},
 	// What holds them together.
+	"cluster": {"upstream", "call", "selection", "transport", "discovery", "healthcheck", "orca", caddyModule, "go.uber.org/zap"},
 	"": {
-		"upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
+		"cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
 		"github.com/dustin/go-humanize", "github.com/spf13/cobra",
 	},
 	"cmd/caddy": {"", caddyModule, grpcModule, "golang.org/x/term"},
 	// For tests.
 	"selection/selectiontest": {"selection", "upstream", "call"},
 	"internal/wiretest":       {http2Module},
+	"internal/dnstest":        {"github.com/miekg/dns"},
 	"internal/proxytest":      {"", caddyModule},
 	"internal/backendtest":    {"grpcwire", grpcModule, "google.golang.org/genproto", "google.golang.org/protobuf"},
 	"e2e":                     {"", "call", "grpcwire", "internal/backendtest", "internal/proxytest", "internal/wiretest", caddyModule, grpcModule},

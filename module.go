@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,9 +14,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"go.uber.org/zap"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -50,8 +49,12 @@ func init() {
 // `{http.grpc_proxy.attempts}` | How many upstreams were tried
 // `{http.grpc_proxy.latency}` | From the RPC's arrival to its end
 type Handler struct {
-	// The upstreams to balance over. At least one is needed.
+	// The upstreams to balance over. At least one is needed, or a source in `dynamic_upstreams`.
 	Upstreams []*Upstream `json:"upstreams,omitempty"`
+
+	// A source that finds upstreams while Caddy runs. If there are `upstreams` as well, they serve only until the source
+	// has found some.
+	DynamicUpstreamsRaw json.RawMessage `json:"dynamic_upstreams,omitempty" caddy:"namespace=http.grpc_proxy.discovery inline_key=source"`
 
 	// How to choose among the upstreams.
 	LoadBalancing *LoadBalancing `json:"load_balancing,omitempty"`
@@ -83,6 +86,10 @@ type Handler struct {
 	// Default: off; they are left alone.
 	StreamCloseDelay caddy.Duration `json:"stream_close_delay,omitempty"`
 
+	// How long RPCs may go on on an upstream that the source of `dynamic_upstreams` does not list any more; then they end
+	// with UNAVAILABLE. New RPCs go elsewhere at once. Default: `10m`.
+	DrainTimeout caddy.Duration `json:"drain_timeout,omitempty"`
+
 	// How long RPCs may go on when Caddy exits and no `grace_period` is configured; then they end with UNAVAILABLE.
 	// Default: `4s`, below systemd's usual limit. With a `grace_period`, they end shortly before it does.
 	ExitTimeout caddy.Duration `json:"exit_timeout,omitempty"`
@@ -98,8 +105,8 @@ type Handler struct {
 	logger  *zap.Logger
 	trusted []netip.Prefix
 	policy  selection.Policy
-	lease   *upstream.Lease[*transport.Endpoint]
-	current atomic.Pointer[current]
+	dynamic bool // there is a source
+	cluster *cluster.Cluster
 	drain   drain
 	// queueFull is the status for calls that find an upstream's queue full.
 	queueFull grpcwire.Code
@@ -110,6 +117,19 @@ type Upstream struct {
 	// Where to dial: `host:port`, `:port` (this machine), `host:from-to` (a range of ports), `unix//path/to/socket`.
 	// Global placeholders such as `{env.BACKEND}` are resolved when the configuration is loaded.
 	Dial string `json:"dial,omitempty"`
+
+	// The upstream's share of the RPCs relative to the others', 1 to 65535, for policies that weigh. Default: `1`.
+	Weight int `json:"weight,omitempty"`
+
+	// The upstream's level: one of a higher number is used only when those of lower numbers cannot carry the load.
+	// Default: `0`.
+	Priority int `json:"priority,omitempty"`
+
+	// Where the upstream is, for the policy `locality`.
+	Locality *upstream.Locality `json:"locality,omitempty"`
+
+	// What else is known about it, for the policy `subset`. `hash_key` stands for the address in consistent hashing.
+	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
 // LoadBalancing says how upstreams are chosen and how long one is looked for.
@@ -129,13 +149,6 @@ type LoadBalancing struct {
 	TryInterval caddy.Duration `json:"try_interval,omitempty"`
 }
 
-// current is what a call needs to find its upstream. It is immutable and replaced as a whole.
-type current struct {
-	picker    selection.Picker
-	snapshot  *upstream.Snapshot
-	endpoints []*transport.Endpoint // by index of the snapshot
-}
-
 // CaddyModule returns the Caddy module information.
 func (*Handler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
@@ -145,18 +158,21 @@ func (*Handler) CaddyModule() caddy.ModuleInfo {
 }
 
 const (
-	defaultExitTimeout = 4 * time.Second
-	defaultTryInterval = 250 * time.Millisecond
-	defaultPolicy      = "least_request"
+	defaultExitTimeout  = 4 * time.Second
+	defaultDrainTimeout = 10 * time.Minute
+	defaultTryInterval  = 250 * time.Millisecond
+	defaultPolicy       = "least_request"
 )
 
 // Provision sets the handler up. It dials nothing.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx = ctx
 	h.logger = ctx.Logger()
-	h.lease = transport.Pool.NewLease()
 	if h.ExitTimeout == 0 {
 		h.ExitTimeout = caddy.Duration(defaultExitTimeout)
+	}
+	if h.DrainTimeout == 0 {
+		h.DrainTimeout = caddy.Duration(defaultDrainTimeout)
 	}
 	if h.LoadBalancing == nil {
 		h.LoadBalancing = new(LoadBalancing)
@@ -184,26 +200,20 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("headers: %w", err)
 		}
 	}
-	if err := h.provisionEndpoints(ctx); err != nil {
+	if err := h.provisionUpstreams(ctx); err != nil {
 		return err
 	}
 	return h.watchServer(ctx)
 }
 
-// watchStart takes over the endpoints that were there before once the configuration has started (it may still fail before
-// that), and makes the first connections, if that is wanted.
+// watchStart lets the cluster begin once the configuration has started; it may still fail before that.
 func (h *Handler) watchStart(ctx caddy.Context) error {
 	app, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	return app.(*caddyevents.App).On("started", eventHandler(func() {
-		for _, e := range h.current.Load().endpoints {
-			e.SetLogger(h.logger)
-			if h.Transport.MinConns > 0 {
-				e.Preconnect()
-			}
-		}
+		h.cluster.Start()
 	}))
 }
 
@@ -216,73 +226,10 @@ func (f eventHandler) Handle(context.Context, caddy.Event) error {
 	return nil
 }
 
-// provisionEndpoints resolves the upstreams' addresses and takes their endpoints from the pool.
-func (h *Handler) provisionEndpoints(ctx caddy.Context) error {
-	if h.Transport == nil {
-		h.Transport = new(Transport)
-	}
-	addrs, scheme, err := h.addresses()
-	if err != nil {
-		return err
-	}
-	cfg, err := h.Transport.config(ctx, scheme)
-	if err != nil {
-		return fmt.Errorf("transport: %w", err)
-	}
-	if h.queueFull, err = h.Transport.queueFull(); err != nil {
-		return err
-	}
-	cfg.Logger = h.logger
-	cur := &current{snapshot: new(upstream.Snapshot)}
-	for _, addr := range addrs {
-		e, err := transport.Acquire(h.lease, addr, h.Transport.forPort(cfg, addr))
-		if err != nil {
-			return fmt.Errorf("upstream %s: %w", addr, err)
-		}
-		cur.endpoints = append(cur.endpoints, e)
-		cur.snapshot.Endpoints = append(cur.snapshot.Endpoints, upstream.Endpoint{
-			Network: addr.Network, Index: len(cur.snapshot.Endpoints), Address: addr.String(), Weight: 1, State: e.State,
-		})
-	}
-	cur.picker = h.policy.Build(cur.snapshot)
-	h.current.Store(cur)
-	return nil
-}
-
-// addresses resolves and expands the configured upstreams. They share one scheme.
-func (h *Handler) addresses() ([]upstream.Address, upstream.Scheme, error) {
-	repl := caddy.NewReplacer()
-	var (
-		out    []upstream.Address
-		scheme upstream.Scheme
-		first  string
-	)
-	for i, u := range h.Upstreams {
-		if u == nil {
-			return nil, "", fmt.Errorf("upstreams[%d] is null; write {\"dial\": \"host:port\"}", i)
-		}
-		addrs, s, err := upstream.Parse(repl.ReplaceKnown(u.Dial, ""))
-		if err != nil {
-			return nil, "", err
-		}
-		if i == 0 {
-			scheme, first = s, u.Dial
-		} else if s != scheme {
-			return nil, "", schemeConflict(first, u.Dial)
-		}
-		out = append(out, addrs...)
-	}
-	return out, scheme, nil
-}
-
-func schemeConflict(first, other string) error {
-	return fmt.Errorf("upstreams %q and %q differ in scheme; all upstreams of one grpc_proxy must be reached in the same way", first, other)
-}
-
 // Validate refuses what cannot work.
 func (h *Handler) Validate() error {
-	if len(h.Upstreams) == 0 {
-		return errors.New("no upstreams; write their addresses after grpc_proxy or in a `to` line")
+	if len(h.Upstreams) == 0 && !h.dynamic {
+		return errors.New("no upstreams; write their addresses after grpc_proxy or in a `to` line, or name a source with `dynamic`")
 	}
 	for _, d := range []struct {
 		name  string
@@ -293,6 +240,7 @@ func (h *Handler) Validate() error {
 		{"stream_timeout", h.StreamTimeout},
 		{"stream_close_delay", h.StreamCloseDelay},
 		{"exit_timeout", h.ExitTimeout},
+		{"drain_timeout", h.DrainTimeout},
 		{"load_balancing.try_duration", h.LoadBalancing.TryDuration},
 		{"load_balancing.try_interval", h.LoadBalancing.TryInterval},
 	} {
@@ -313,7 +261,9 @@ func (h *Handler) Validate() error {
 
 // Cleanup gives back what Provision took. RPCs may still be under way, and go on.
 func (h *Handler) Cleanup() error {
-	h.lease.Release()
+	if h.cluster != nil {
+		h.cluster.Close()
+	}
 	return nil
 }
 

@@ -27,7 +27,7 @@ func provision(t *testing.T, h *Handler) error {
 
 func references(t *testing.T, h *Handler) int {
 	t.Helper()
-	e := h.current.Load().endpoints[0]
+	e := h.cluster.View().Endpoints[0]
 	n := 0
 	transport.Pool.Range(func(key string, v *transport.Endpoint) bool {
 		if v == e {
@@ -49,7 +49,7 @@ func TestCleanupGivesBackWhatProvisionTook(t *testing.T) {
 	if err := provision(t, same); err != nil {
 		t.Fatal(err)
 	}
-	if same.current.Load().endpoints[0] != running.current.Load().endpoints[0] {
+	if same.cluster.View().Endpoints[0] != running.cluster.View().Endpoints[0] {
 		t.Fatal("two handlers with the same upstream do not share its connections")
 	}
 	if n := references(t, running); n != 2 {
@@ -104,7 +104,7 @@ func TestIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = h.Cleanup() })
-		return h.current.Load().endpoints[0]
+		return h.cluster.View().Endpoints[0]
 	}
 	withCA := func(file string) *Transport {
 		return &Transport{TLS: &reverseproxy.TLSConfig{CARaw: pool(file)}}

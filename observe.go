@@ -30,6 +30,9 @@ func (x *exchange) finish() {
 		r.EndedBy, r.Source = f.endedBy, f.source
 		x.logFailure(f)
 	}
+	if x.att != nil {
+		x.att.over()
+	}
 	x.logFields()
 }
 

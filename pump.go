@@ -163,7 +163,11 @@ func (s *sender) push(n int, eof bool) bool {
 	defer s.mu.Unlock()
 	p := s.buf[len(s.buf) : len(s.buf)+n]
 	s.buf = s.buf[:len(s.buf)+n]
+	before := s.framing.Messages()
 	s.framing.Add(p)
+	if s.att != nil {
+		s.att.worked(s.framing.Messages()-before, n)
+	}
 	s.eof = eof
 	if eof {
 		s.trailers = requestTrailers(s.x.r)
@@ -196,6 +200,7 @@ func (s *sender) flowLocked(mayBlock bool) bool {
 			err = s.waitWrite(a, p[n:], end)
 			a.sent += int64(len(p) - n)
 		}
+		a.asked()
 		if err != nil {
 			s.att = nil // the responder hears of it from the stream, and decides
 			return true

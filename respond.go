@@ -214,7 +214,9 @@ func (x *exchange) relayData(ans *answer, p []byte) error {
 	x.mu.Unlock()
 	var err error
 	if !stop {
+		before := x.framing.Messages()
 		x.framing.Add(p)
+		x.att.worked(x.framing.Messages()-before, len(p))
 		x.call.Result.ReceivedBytes += int64(len(p))
 		_, err = x.w.Write(p)
 	}

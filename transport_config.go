@@ -2,6 +2,7 @@ package grpcproxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -156,15 +157,17 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 	return cfg, nil
 }
 
-// forPort takes TLS away for ports excepted from it.
-func (t *Transport) forPort(cfg transport.Config, addr upstream.Address) transport.Config {
-	if cfg.TLS == nil || len(t.TLS.ExceptPorts) == 0 || addr.Network == "unix" {
-		return cfg
+func (t *Transport) dialTimeout() time.Duration {
+	return cmp.Or(time.Duration(t.DialTimeout), transport.DefaultDialTimeout)
+}
+
+// plainPort tells whether the endpoint's port is excepted from TLS.
+func (t *Transport) plainPort(e *upstream.Endpoint) bool {
+	if t.TLS == nil || len(t.TLS.ExceptPorts) == 0 || e.Network == "unix" {
+		return false
 	}
-	if _, port, err := net.SplitHostPort(addr.Dial); err == nil && slices.Contains(t.TLS.ExceptPorts, port) {
-		cfg.TLS = nil
-	}
-	return cfg
+	_, port, err := net.SplitHostPort(e.Address)
+	return err == nil && slices.Contains(t.TLS.ExceptPorts, port)
 }
 
 func (t *Transport) validate() error {

@@ -94,6 +94,13 @@ func (e *Endpoint) Want() {
 	e.mu.Unlock()
 }
 
+// Dialing tells whether a connection is being made.
+func (e *Endpoint) Dialing() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.dialing
+}
+
 // LastError is why the last dial failed, nil if it did not. Clients' parts of the endpoint count as well.
 func (e *Endpoint) LastError() *Error {
 	e.mu.Lock()

@@ -175,6 +175,9 @@ func (e *Endpoint) dialInBackground() {
 	e.State.Clear(upstream.Backoff)
 	conns := append(slices.Clone(*e.conns.Load()), c)
 	e.conns.Store(&conns)
+	if e.clients.parent == nil {
+		e.State.SetConnected(time.Now())
+	}
 	if e.cfg.MaxAge > 0 {
 		c.age = time.AfterFunc(jitter(e.cfg.MaxAge, 0.1), func() { e.retire(c) })
 	}
@@ -304,6 +307,9 @@ func (e *Endpoint) removeLocked(c *conn) bool {
 	}
 	conns := slices.Delete(slices.Clone(old), i, i+1)
 	e.conns.Store(&conns)
+	if len(conns) == 0 && e.clients.parent == nil {
+		e.State.SetConnected(time.Time{})
+	}
 	return true
 }
 

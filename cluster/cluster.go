@@ -1,0 +1,253 @@
+// Package cluster holds a handler's endpoints over time. It joins what is configured with what sources find, keeps each
+// endpoint's connections and state for as long as they are of use, and publishes what calls need as one immutable View.
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// View is what a call needs to find its endpoint. It is immutable and replaced as a whole.
+type View struct {
+	Picker selection.Picker
+	// Learner is the picker, if it learns; Needs is what from.
+	Learner selection.Learner
+	Needs   selection.Needs
+	// Annotator is the picker, if it adds to answers.
+	Annotator selection.Annotator
+	Snapshot  *upstream.Snapshot
+	// Endpoints are by upstream.Endpoint.Index: the live ones and then those that drain.
+	Endpoints []*transport.Endpoint
+	// Pending is closed when what the view still lacks is known: the first list of a source. Nil if nothing is missing.
+	Pending <-chan struct{}
+	// Err is why a source has no list, nil if all have.
+	Err error
+}
+
+// Config says what a Cluster is made of.
+type Config struct {
+	// Static are the configured endpoints. If there is a source that is Preferred, they are its substitute until it has
+	// a list.
+	Static []upstream.Endpoint
+	// Sources find further endpoints.
+	Sources []Source
+	// Policy chooses among all of them.
+	Policy selection.Policy
+	// Transport says how an endpoint is reached.
+	Transport func(*upstream.Endpoint) transport.Config
+	// DrainTimeout is how long calls may go on on an endpoint that has left the list.
+	DrainTimeout time.Duration
+	// Cut ends the calls that still run on an endpoint when that is over, and tells how many there were.
+	Cut func(*transport.Endpoint) int
+	// Companions are started for each endpoint when it comes, and stopped when it goes.
+	Companions []Companion
+	Logger     *zap.Logger
+}
+
+// Companion looks after an endpoint (health checks, load reports) from the call on until stop is called.
+type Companion func(*upstream.Endpoint, *transport.Endpoint) (stop func())
+
+// Cluster is a handler's endpoints.
+type Cluster struct {
+	cfg  Config
+	view atomic.Pointer[View]
+
+	mu         sync.Mutex
+	generation uint64
+	sources    []*source
+	members    map[memberKey]*member
+	live       []*member // in the list's order
+	draining   []*member // in the order in which they left
+	pending    chan struct{}
+	started    bool
+	closed     bool
+	rebuild    *time.Timer // debounces changes
+	dueAt      time.Time   // when rebuild fires; zero if it does not
+	relist     bool        // the list has changed, not only somebody's health
+	sweeper    *time.Timer
+	ctx        context.Context
+	cancel     context.CancelFunc
+}
+
+// New makes a cluster. It takes endpoints from transport's pool and starts nothing.
+func New(cfg Config) (*Cluster, error) {
+	c := &Cluster{cfg: cfg, members: make(map[memberKey]*member)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	for _, s := range cfg.Sources {
+		src, err := c.newSource(s)
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
+		c.sources = append(c.sources, src)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.listLocked(); err != nil {
+		c.mu.Unlock()
+		c.Close()
+		c.mu.Lock()
+		return nil, err
+	}
+	c.publishLocked()
+	return c, nil
+}
+
+// View is what is known now. Calls ask once per attempt.
+func (c *Cluster) View() *View { return c.view.Load() }
+
+// Start begins to watch the sources and makes the first connections. It is called when the configuration has come into
+// force, at most once.
+func (c *Cluster) Start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.started {
+		return
+	}
+	c.started = true
+	for _, m := range c.live {
+		c.attendLocked(m)
+	}
+	for _, s := range c.sources {
+		go s.watch(c.ctx)
+	}
+}
+
+// Close gives back what the cluster holds. Calls that still run may go on with the last view.
+func (c *Cluster) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.closed = true
+	c.cancel()
+	for _, t := range []*time.Timer{c.rebuild, c.sweeper} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	for _, m := range c.live {
+		m.abandon()
+		m.lease.Release()
+	}
+	for _, m := range c.draining {
+		m.abandon()
+		m.linger()
+	}
+	if c.pending != nil {
+		close(c.pending)
+		c.pending = nil
+	}
+	for _, s := range c.sources {
+		s.lease.Release()
+	}
+}
+
+const (
+	// debounce is how long changes are gathered before a new view is made of them, ±50 %.
+	debounce = 100 * time.Millisecond
+	// memoryTime is how long an endpoint that has left the list is remembered at least, with its connections, its health
+	// and what was learned about it.
+	memoryTime = time.Minute
+	// sweepEvery is how often endpoints that drain are looked at.
+	sweepEvery = time.Second
+)
+
+// changeLocked makes a new view of what has changed: soon, or right away.
+func (c *Cluster) changeLocked(list, now bool) {
+	if c.closed {
+		return
+	}
+	c.relist = c.relist || list
+	wait := jitter(debounce)
+	if now {
+		wait = 0
+	}
+	due := time.Now().Add(wait)
+	if !c.dueAt.IsZero() && !due.Before(c.dueAt) {
+		return
+	}
+	c.dueAt = due
+	if c.rebuild == nil {
+		c.rebuild = time.AfterFunc(wait, c.apply)
+		return
+	}
+	c.rebuild.Reset(wait)
+}
+
+func (c *Cluster) apply() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dueAt = time.Time{}
+	if c.closed {
+		return
+	}
+	if c.relist {
+		c.relist = false
+		if err := c.listLocked(); err != nil {
+			c.cfg.Logger.Error("cannot take over the new list of upstreams; the last one stays in force", zap.Error(err))
+			return
+		}
+	}
+	c.publishLocked()
+}
+
+// publishLocked makes the view that calls see from now on.
+func (c *Cluster) publishLocked() {
+	c.generation++
+	s := &upstream.Snapshot{
+		Generation: c.generation,
+		Endpoints:  make([]upstream.Endpoint, len(c.live)),
+		Draining:   make([]upstream.Endpoint, len(c.draining)),
+	}
+	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(c.draining))}
+	for _, part := range []struct {
+		members []*member
+		out     []upstream.Endpoint
+	}{{c.live, s.Endpoints}, {c.draining, s.Draining}} {
+		for i, m := range part.members {
+			m.info.Index = len(v.Endpoints)
+			part.out[i] = m.info
+			v.Endpoints = append(v.Endpoints, m.end)
+		}
+	}
+	v.Picker = c.cfg.Policy.Build(s)
+	if l, ok := v.Picker.(selection.Learner); ok {
+		v.Learner, v.Needs = l, l.Needs()
+	}
+	v.Annotator, _ = v.Picker.(selection.Annotator)
+	for _, src := range c.sources {
+		if src.err != nil && !src.found {
+			v.Err = fmt.Errorf("%s: %w", src.Name, src.err)
+		}
+	}
+	switch lacks := c.lacksLocked(); {
+	case lacks && c.pending == nil:
+		c.pending = make(chan struct{})
+	case !lacks && c.pending != nil:
+		defer close(c.pending) // after the view is there
+		c.pending = nil
+	}
+	v.Pending = c.pending
+	c.view.Store(v)
+}
+
+// lacksLocked tells whether calls had better wait for a source's first list.
+func (c *Cluster) lacksLocked() bool {
+	for _, s := range c.sources {
+		if !s.answered && (s.Preferred || len(c.cfg.Static) == 0) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,191 @@
+package cluster
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// memberKey tells endpoints apart.
+type memberKey struct{ network, address, name string }
+
+// member is an endpoint that is in the list, or was not long ago.
+type member struct {
+	key   memberKey
+	info  upstream.Endpoint
+	end   *transport.Endpoint
+	lease *upstream.Lease[*transport.Endpoint]
+	stops []func()
+
+	removed time.Time // when it left the list; zero while it is in
+	cut     bool      // its calls were ended
+}
+
+// listLocked makes the members what the configuration and the sources say. The order is theirs: static endpoints first,
+// then source by source.
+func (c *Cluster) listLocked() error {
+	wanted := c.wantedLocked()
+	if c.sameLocked(wanted) {
+		return nil
+	}
+	live := make([]*member, 0, len(wanted))
+	var added []*member
+	for i := range wanted {
+		info := &wanted[i]
+		key := keyOf(info)
+		m := c.members[key]
+		if m == nil {
+			var err error
+			if m, err = c.newMember(key, info); err != nil {
+				for _, m := range added {
+					delete(c.members, m.key)
+					m.lease.Release()
+				}
+				return fmt.Errorf("upstream %s: %w", info.Address, err)
+			}
+			c.members[key] = m
+			added = append(added, m)
+		}
+		live = append(live, m)
+	}
+	for _, m := range live {
+		m.removed, m.cut = time.Time{}, false
+	}
+	for i, m := range live {
+		state := m.info.State
+		m.info = wanted[i]
+		m.info.State = state
+	}
+	now := time.Now()
+	gone := 0
+	listed := make(map[*member]bool, len(live))
+	for _, m := range live {
+		listed[m] = true
+	}
+	c.draining = slices.DeleteFunc(c.draining, func(m *member) bool { return listed[m] })
+	for _, m := range c.live {
+		if !listed[m] {
+			m.removed = now
+			c.draining = append(c.draining, m)
+			gone++
+		}
+	}
+	c.live = live
+	if c.started {
+		for _, m := range added {
+			c.attendLocked(m)
+		}
+		c.cfg.Logger.Info("upstreams have changed", zap.Int("upstreams", len(live)), zap.Int("added", len(added)), zap.Int("removed", gone))
+	}
+	if len(c.draining) > 0 {
+		c.sweepLaterLocked()
+	}
+	return nil
+}
+
+// wantedLocked is the list as it should be, each endpoint once: those that are named several times get the sum of their
+// weights.
+func (c *Cluster) wantedLocked() []upstream.Endpoint {
+	var all []upstream.Endpoint
+	preferred := false
+	for _, s := range c.sources {
+		preferred = preferred || s.Preferred && s.found
+	}
+	if !preferred {
+		all = append(all, c.cfg.Static...)
+	}
+	for _, s := range c.sources {
+		all = append(all, s.list...)
+	}
+	places := make(map[memberKey]int, len(all))
+	out := make([]upstream.Endpoint, 0, len(all))
+	for i := range all {
+		key := keyOf(&all[i])
+		at, ok := places[key]
+		if !ok {
+			places[key] = len(out)
+			out = append(out, all[i])
+			out[len(out)-1].Weight = all[i].EffectiveWeight()
+			continue
+		}
+		out[at].Weight = min(out[at].Weight+all[i].EffectiveWeight(), upstream.MaxWeight)
+	}
+	if n := len(all) - len(out); n > 0 {
+		c.cfg.Logger.Warn("upstreams are listed more than once; each is one upstream with the sum of the weights", zap.Int("surplus", n), zap.Int("upstreams", len(out)))
+	}
+	return out
+}
+
+func keyOf(e *upstream.Endpoint) memberKey { return memberKey{e.Network, e.Address, e.Name} }
+
+// sameLocked tells whether the members are what is wanted already. DNS servers, for one, answer the same all the time.
+func (c *Cluster) sameLocked(wanted []upstream.Endpoint) bool {
+	return slices.EqualFunc(c.live, wanted, func(m *member, w upstream.Endpoint) bool {
+		a := &m.info
+		return a.Network == w.Network && a.Address == w.Address && a.Name == w.Name && a.Weight == w.Weight &&
+			a.Priority == w.Priority && a.Locality == w.Locality && a.Origin == w.Origin && maps.Equal(a.Metadata, w.Metadata)
+	})
+}
+
+func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, error) {
+	m := &member{key: key, info: *info, lease: transport.Pool.NewLease()}
+	end, err := transport.Acquire(m.lease, upstream.Address{Network: info.Network, Dial: dialOf(info)}, c.cfg.Transport(info))
+	if err != nil {
+		return nil, err
+	}
+	m.end, m.info.State = end, end.State
+	return m, nil
+}
+
+// dialOf is what upstream.Address says as a whole, without the network.
+func dialOf(e *upstream.Endpoint) string {
+	if e.Network == "unix" {
+		return e.Address[len("unix/"):]
+	}
+	return e.Address
+}
+
+// attendLocked begins to look after a member, once the configuration is in force.
+func (c *Cluster) attendLocked(m *member) {
+	m.end.SetLogger(c.cfg.Logger) // it may have been there before, with the last configuration's
+	m.end.Preconnect()
+	m.stops = append(m.stops, m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }))
+	for _, start := range c.cfg.Companions {
+		info := m.info // which changes
+		m.stops = append(m.stops, start(&info, m.end))
+	}
+}
+
+// abandon stops looking after the member.
+func (m *member) abandon() {
+	for _, stop := range m.stops {
+		stop()
+	}
+	m.stops = nil
+}
+
+// changed runs when a member's state does. It is called by whoever changed it, so it must not block for long.
+func (c *Cluster) changed(m *member, ch upstream.Change) {
+	if ch != upstream.BecameUsable {
+		for _, s := range c.sources {
+			if r, ok := s.Source.Source.(discovery.Refresher); ok {
+				r.Refresh() // it may have moved
+			}
+		}
+	}
+	if w, ok := c.cfg.Policy.(selection.HealthWatcher); ok && ch != upstream.Disconnected && w.WatchesHealth() {
+		go func() { // whoever changed it may hold locks
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.changeLocked(false, false)
+		}()
+	}
+}

@@ -1,0 +1,121 @@
+package grpcproxy
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// loadReportKey is the trailer in which servers report their load with a call (gRFC A51, in-band reporting).
+const loadReportKey = "endpoint-load-metrics-bin"
+
+// lesson is what a policy that learns is told about an attempt. It costs nothing where no policy does.
+type lesson struct {
+	start time.Time
+	// asked is when the last piece of the request was sent before the answer began, in nanoseconds after start.
+	asked    atomic.Int64
+	answered bool // the connection reader's
+	report   []byte
+	work     *upstream.Work // nil unless counted
+	taught   bool
+}
+
+// begin starts the clock, if anybody wants to know.
+func (a *attempt) begin() {
+	needs := &a.view.Needs
+	if needs.Attempts || needs.FirstMessage {
+		a.lesson.start = time.Now()
+	}
+	if needs.Work {
+		a.lesson.work = a.end.State.Work()
+	}
+}
+
+// asked notes that a piece of the request was sent.
+func (a *attempt) asked() {
+	if a.view.Needs.FirstMessage {
+		a.lesson.asked.Store(int64(time.Since(a.lesson.start)))
+	}
+}
+
+// responded notes that the answer has begun with its first message, or has ended.
+func (a *attempt) responded(yes bool) {
+	l := &a.lesson
+	if !yes || l.answered || !a.view.Needs.FirstMessage {
+		return
+	}
+	l.answered = true
+	a.view.Learner.Responded(a.index, time.Since(l.start)-time.Duration(l.asked.Load()))
+}
+
+// worked counts work, if that is wanted.
+func (a *attempt) worked(messages int64, bytes int) {
+	if w := a.lesson.work; w != nil {
+		w.Add(uint64(messages), uint64(bytes))
+	}
+}
+
+// takeReport returns the fields without the load report, which it keeps, if the policy wants that.
+func (a *attempt) takeReport(fields []h2.Field) []h2.Field {
+	needs := &a.view.Needs
+	if !needs.LoadReports {
+		return fields
+	}
+	for i, f := range fields {
+		if f.Name != loadReportKey {
+			continue
+		}
+		if raw, err := grpcwire.DecodeBin(f.Value); err == nil {
+			a.lesson.report = raw
+		}
+		if needs.ForwardLoadReports {
+			return fields
+		}
+		return append(append(make([]h2.Field, 0, len(fields)-1), fields[:i]...), fields[i+1:]...)
+	}
+	return fields
+}
+
+// failed tells the policy of an attempt after which the call may be tried elsewhere.
+func (a *attempt) failed(err *transport.Error) {
+	if !a.view.Needs.Attempts {
+		return
+	}
+	f := fromTransport(err)
+	r := call.Attempt{Code: f.code, Source: f.source, EndedBy: f.endedBy}
+	if err.Side == transport.SideUpstream {
+		r.EndedBy = call.EndedByUpstream
+	}
+	a.teach(&r)
+}
+
+// over tells the policy of the attempt that the call ended with.
+func (a *attempt) over() {
+	if !a.view.Needs.Attempts || a.lesson.taught {
+		return
+	}
+	x := a.x
+	res := &x.call.Result
+	r := call.Attempt{
+		Code: res.Code, EndedBy: res.EndedBy, Source: res.Source,
+		SentBytes: res.SentBytes, SentMessages: res.SentMessages,
+		ReceivedBytes: res.ReceivedBytes, ReceivedMessages: res.ReceivedMessages,
+	}
+	if f := x.result; f != nil {
+		if e, ok := f.err.(*transport.Error); ok && e.Side == transport.SideUpstream {
+			r.EndedBy = call.EndedByUpstream
+		}
+	}
+	a.teach(&r)
+}
+
+func (a *attempt) teach(r *call.Attempt) {
+	a.lesson.taught = true
+	r.Start, r.Latency, r.LoadReport = a.lesson.start, time.Since(a.lesson.start), a.lesson.report
+	a.view.Learner.Done(a.index, r)
+}

@@ -1,0 +1,159 @@
+package grpcproxy
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
+	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// originStatic is the origin of endpoints that the configuration names.
+const originStatic = "static"
+
+// provisionUpstreams makes the cluster of what the configuration says about upstreams.
+func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
+	if h.Transport == nil {
+		h.Transport = new(Transport)
+	}
+	static, scheme, err := h.staticEndpoints()
+	if err != nil {
+		return err
+	}
+	sources, err := h.sources(ctx)
+	if err != nil {
+		return err
+	}
+	cfg, err := h.Transport.config(ctx, scheme)
+	if err != nil {
+		return fmt.Errorf("transport: %w", err)
+	}
+	if h.queueFull, err = h.Transport.queueFull(); err != nil {
+		return err
+	}
+	cfg.Logger = h.logger
+	h.cluster, err = cluster.New(cluster.Config{
+		Static:       static,
+		Sources:      sources,
+		Policy:       h.policy,
+		Transport:    func(e *upstream.Endpoint) transport.Config { return h.Transport.forEndpoint(cfg, e) },
+		DrainTimeout: time.Duration(h.DrainTimeout),
+		Cut:          h.cutEndpoint,
+		Logger:       h.logger,
+	})
+	return err
+}
+
+// sources loads the source of dynamic upstreams.
+func (h *Handler) sources(ctx caddy.Context) ([]cluster.Source, error) {
+	if h.DynamicUpstreamsRaw == nil {
+		return nil, nil
+	}
+	h.dynamic = true
+	var raw bytes.Buffer
+	if err := json.Compact(&raw, h.DynamicUpstreamsRaw); err != nil {
+		return nil, fmt.Errorf("dynamic_upstreams: %w", err)
+	}
+	mod, err := ctx.LoadModule(h, "DynamicUpstreamsRaw")
+	if err != nil {
+		return nil, fmt.Errorf("dynamic_upstreams: %w", err)
+	}
+	src, ok := mod.(discovery.Source)
+	if !ok {
+		return nil, fmt.Errorf("dynamic_upstreams: module %T is not a source of upstreams", mod)
+	}
+	name := "dynamic"
+	if m, ok := mod.(caddy.Module); ok {
+		name += " " + m.CaddyModule().ID.Name()
+	}
+	return []cluster.Source{{Source: src, Name: name, Key: raw.String(), Preferred: true}}, nil
+}
+
+// staticEndpoints resolves and expands the configured upstreams. They share one scheme.
+func (h *Handler) staticEndpoints() ([]upstream.Endpoint, upstream.Scheme, error) {
+	repl := caddy.NewReplacer()
+	var (
+		out    []upstream.Endpoint
+		scheme upstream.Scheme
+		first  string
+	)
+	for i, u := range h.Upstreams {
+		if u == nil {
+			return nil, "", fmt.Errorf("upstreams[%d] is null; write {\"dial\": \"host:port\"}", i)
+		}
+		if err := u.check(); err != nil {
+			return nil, "", fmt.Errorf("upstreams[%d] (%s): %w", i, u.Dial, err)
+		}
+		addrs, s, err := upstream.Parse(repl.ReplaceKnown(u.Dial, ""))
+		if err != nil {
+			return nil, "", err
+		}
+		if i == 0 {
+			scheme, first = s, u.Dial
+		} else if s != scheme {
+			return nil, "", schemeConflict(first, u.Dial)
+		}
+		for _, a := range addrs {
+			e := upstream.Endpoint{
+				Network: a.Network, Address: a.String(), Weight: uint32(u.Weight), Priority: uint32(u.Priority),
+				Metadata: u.Metadata, Origin: originStatic,
+			}
+			if u.Locality != nil {
+				e.Locality = *u.Locality
+			}
+			out = append(out, e)
+		}
+	}
+	return out, scheme, nil
+}
+
+// maxPriority is far more levels than anybody has, and few enough to number them.
+const maxPriority = 127
+
+func (u *Upstream) check() error {
+	if u.Weight < 0 || u.Weight > upstream.MaxWeight {
+		return fmt.Errorf("weight is %d; it must be between 1 and %d (leave it out for 1)", u.Weight, upstream.MaxWeight)
+	}
+	if u.Priority < 0 || u.Priority > maxPriority {
+		return fmt.Errorf("priority is %d; it must be between 0 and %d", u.Priority, maxPriority)
+	}
+	return nil
+}
+
+func schemeConflict(first, other string) error {
+	return fmt.Errorf("upstreams %q and %q differ in scheme; all upstreams of one grpc_proxy must be reached in the same way", first, other)
+}
+
+// forEndpoint is how one endpoint is reached.
+func (t *Transport) forEndpoint(cfg transport.Config, e *upstream.Endpoint) transport.Config {
+	if t.plainPort(e) {
+		cfg.TLS = nil
+	}
+	if cfg.TLS != nil && e.Name != "" && cfg.TLS.ServerName == "" {
+		// The address was found by a name, and that is what the certificate is for. Endpoints of the same address by
+		// other names must not share connections.
+		cfg.TLS = withServerName(cfg.TLS, e.Name)
+		cfg.Identity += " " + e.Name
+	}
+	return cfg
+}
+
+func withServerName(c *tls.Config, name string) *tls.Config {
+	c = c.Clone()
+	c.ServerName = name
+	return c
+}
+
+// cutEndpoint ends the calls that run on an endpoint. It returns how many there were.
+func (h *Handler) cutEndpoint(end *transport.Endpoint) int {
+	return h.drain.endWhere(func(x *exchange) bool { return x.isOn(end) }, proxyFailure(grpcwire.Unavailable, reasonDrained,
+		"the upstream was taken out of service, and the time for its last calls is over (drain_timeout)"))
+}
