@@ -50,7 +50,15 @@ func endpoints(ports ...int) []upstream.Endpoint {
 type fixture struct {
 	*Cluster
 	logs *observer.ObservedLogs
-	cut  []*transport.Endpoint
+	mu   sync.Mutex
+	ends []*transport.Endpoint
+}
+
+// cut are the endpoints whose calls were ended.
+func (f *fixture) cut() []*transport.Endpoint {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.ends)
 }
 
 func start(t *testing.T, cfg Config) *fixture {
@@ -70,7 +78,9 @@ func start(t *testing.T, cfg Config) *fixture {
 		cfg.DrainTimeout = 10 * time.Minute
 	}
 	cfg.Cut = func(e *transport.Endpoint) int {
-		f.cut = append(f.cut, e)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.ends = append(f.ends, e)
 		return 1
 	}
 	var err error
@@ -265,8 +275,8 @@ func TestDrain(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		f.expect(t, "1", "")
-		if len(f.cut) != 0 {
-			t.Errorf("%d endpoints' calls were ended", len(f.cut))
+		if len(f.cut()) != 0 {
+			t.Errorf("%d endpoints' calls were ended", len(f.cut()))
 		}
 		sink.Update(endpoints(1, 2))
 		settle()
@@ -288,19 +298,19 @@ func TestDrainTimeout(t *testing.T) {
 		sink.Update(endpoints(1))
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
-		if len(f.cut) != 0 {
+		if len(f.cut()) != 0 {
 			t.Fatal("calls were ended before their time")
 		}
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		if !slices.Equal(f.cut, []*transport.Endpoint{two}) {
-			t.Fatalf("calls were ended on %v, want once on %s", f.cut, two.Address())
+		if !slices.Equal(f.cut(), []*transport.Endpoint{two}) {
+			t.Fatalf("calls were ended on %v, want once on %s", f.cut(), two.Address())
 		}
 		two.State.End()
 		time.Sleep(2 * memoryTime)
 		synctest.Wait()
 		f.expect(t, "1", "")
-		if len(f.cut) != 1 {
+		if len(f.cut()) != 1 {
 			t.Error("calls were ended twice")
 		}
 	})
@@ -447,7 +457,7 @@ func TestSourcePanics(t *testing.T) {
 // Companions come and go with their endpoints.
 func TestCompanions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		running := map[string]int{}
+		running := map[string]int{} // under the cluster's lock, or in a bubble that is idle
 		src := newScript()
 		f := start(t, Config{
 			Static: endpoints(9), Sources: dynamic(src, t),
