@@ -266,3 +266,27 @@ func TestWireBackAgain(t *testing.T) {
 	})
 	r.complete()
 }
+
+// "While one is still connecting, the call waits": an endpoint in backoff that is being dialled again is waited for when
+// there is no other.
+func TestWireWaitsForRedial(t *testing.T) {
+	addr := proxytest.FreeAddress(t)
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "grpc_proxy " + addr}})
+	r.fails(failure{code: codes.Unavailable, reason: "UPSTREAM_CONNECT_FAILED", says: []string{"refused"}})
+	r.fails(failure{code: codes.Unavailable, reason: "NO_UPSTREAM", says: []string{"refused"}, attempts: -1})
+	nl, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It takes the connection and says nothing yet: that the upstream speaks HTTP/2 is not known.
+	r.ups = []*peer{{Listener: wiretest.ListenOn(t, nl), t: t}}
+	eventually(t, "the proxy dials", func() bool { return r.ups[0].Accepted() == 1 })
+	c := r.open()
+	c.client.WriteData(c.id, wiretest.Message([]byte("request")), true)
+	c.client.Barrier()
+	c.take(0)
+	c.up.Collect(c.sid)
+	c.head()
+	c.trailers()
+	c.ok()
+}

@@ -26,6 +26,8 @@ type candidates struct {
 	states []*upstream.State
 	// indexes are the endpoints' by place; nil where each is its place.
 	indexes []int32
+	// shares are the endpoints' by weight; nil where all weigh the same, and in policies that do not weigh.
+	shares *shares
 }
 
 func newCandidates(s *upstream.Snapshot) candidates {
@@ -41,6 +43,17 @@ func newCandidates(s *upstream.Snapshot) candidates {
 			c.indexes[i] = int32(s.Endpoints[i].Index)
 		}
 	}
+	return c
+}
+
+// newWeighted is newCandidates for policies that honour weights.
+func newWeighted(s *upstream.Snapshot) candidates {
+	c := newCandidates(s)
+	weights := make([]uint32, len(s.Endpoints))
+	for i := range s.Endpoints {
+		weights[i] = s.Endpoints[i].EffectiveWeight()
+	}
+	c.shares = newShares(weights)
 	return c
 }
 
@@ -70,34 +83,72 @@ func (c *candidates) result(place int, ok bool) (index int, _ bool) {
 // maxDraws is how often draw tries its luck. If half of the endpoints are open, one draw in 65,536 goes on to scan.
 const maxDraws = 16
 
-// draw returns one of the open endpoints, each with the same chance: it throws draws away that hit a closed one (going on
-// to the next open one instead would give that one its neighbour's share), and when too many were thrown away, it looks
-// at all.
-func (c *candidates) draw(tried []int) (int, bool) {
+// draw returns one of the open endpoints, with chances as their weights say: it throws draws away that hit a closed one
+// (going on to the next open one instead would give that one its neighbour's share), and when too many were thrown away,
+// it looks at all.
+func (c *candidates) draw(tried []int) (place int, ok bool) {
 	if c.len() == 0 {
 		return 0, false
 	}
 	for range maxDraws {
-		if i := randN(c.len()); c.open(i, tried) {
+		if i := c.any(); c.open(i, tried) {
 			return i, true
 		}
 	}
 	return c.scan(tried)
 }
 
-// scan returns one of the open endpoints, each with the same chance, in one pass.
-func (c *candidates) scan(tried []int) (index int, ok bool) {
-	seed := randUint64()
-	var highest uint64
-	for i := range c.states {
-		if !c.open(i, tried) {
-			continue
-		}
-		if r := rank(seed, i); !ok || r > highest {
-			index, highest, ok = i, r, true
+// drawTwo returns two open endpoints as draw does, not the same one twice if that can be helped: with few endpoints, two
+// draws would often be no choice.
+func (c *candidates) drawTwo(tried []int) (first, second int, ok bool) {
+	if first, ok = c.draw(tried); !ok {
+		return 0, 0, false
+	}
+	for range maxDraws {
+		if second = c.any(); second != first && c.open(second, tried) {
+			return first, second, true
 		}
 	}
-	return index, ok
+	l := newLots()
+	second = first
+	for i := range c.states {
+		if i != first && c.open(i, tried) && l.wins(i, c.shares.weight(i)) {
+			second = i
+		}
+	}
+	return first, second, true
+}
+
+// any returns any endpoint, open or not.
+func (c *candidates) any() int {
+	if c.shares == nil {
+		return randN(c.len())
+	}
+	return c.shares.draw()
+}
+
+// scan returns one of the open endpoints, with chances as their weights say, in one pass.
+func (c *candidates) scan(tried []int) (place int, ok bool) {
+	l := newLots()
+	for i := range c.states {
+		if c.open(i, tried) && l.wins(i, c.shares.weight(i)) {
+			place, ok = i, true
+		}
+	}
+	return place, ok
+}
+
+// lots is a drawing of lots among endpoints that come one by one, of which nobody knows yet how many there will be
+// (reservoir sampling): each takes the place of the winner so far with the chance of its weight among all so far.
+type lots struct{ seed, total uint64 }
+
+func newLots() lots { return lots{seed: randUint64()} }
+
+// wins tells whether the endpoint at the place wins over those before it. The first one does.
+func (l *lots) wins(place int, weight uint32) bool {
+	l.total += uint64(weight)
+	hi, _ := bits.Mul64(rank(l.seed, place), l.total)
+	return hi < uint64(weight)
 }
 
 // rank is endpoint i's lot in the drawing of lots among any number of endpoints that seed begins: a number of its own,

@@ -11,11 +11,12 @@ import (
 
 func init() { caddy.RegisterModule(new(RoundRobin)) }
 
-// RoundRobin picks the endpoints in turn. Each gets the same number of calls, whatever they cost; where calls differ a
-// lot, or endpoints do, `least_request` is the better choice.
+// RoundRobin picks the endpoints in turn. Each gets the same number of calls, or as many as its weight says where the
+// upstreams have weights, whatever the calls cost; where calls differ a lot, or endpoints do, `least_request` is the better
+// choice.
 //
-// The turn begins at a random endpoint, and anew when the endpoints change: else many proxies that start together would
-// all send their first call to the first endpoint.
+// The turns of an endpoint with a large weight are spread among those of the others. They begin anywhere, and anew when
+// the endpoints change: else many proxies that start together would all send their first call to the first endpoint.
 type RoundRobin struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -29,18 +30,19 @@ func (*RoundRobin) CaddyModule() caddy.ModuleInfo {
 func (*RoundRobin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*RoundRobin) Build(s *upstream.Snapshot) Picker {
-	p := &roundRobin{candidates: newCandidates(s)}
-	if n := p.len(); n > 0 {
-		p.next.Store(uint64(randN(n))) // As grpc-go does.
-	}
+func (*RoundRobin) Build(s *upstream.Snapshot) Picker { return newRoundRobin(newWeighted(s)) }
+
+func newRoundRobin(c candidates) *roundRobin {
+	p := &roundRobin{candidates: c}
+	p.begin(max(p.len(), 1))
 	return p
 }
 
 // cacheLine is at least the size of a cache line on the machines we know.
 const cacheLine = 128
 
-// roundRobin gives turns: turn t is that of endpoint t mod n. A call takes the next turn.
+// roundRobin gives turns: where all weigh the same, turn t is that of the endpoint at place t mod n. A call takes the next
+// turn.
 //
 // If that endpoint is closed, its turn is lost, and those of the closed ones behind it: the call claims the first turn
 // that is an open endpoint's, and the next call begins behind that. If calls just went on to the next open endpoint
@@ -54,11 +56,34 @@ type roundRobin struct {
 	_    [cacheLine]byte
 }
 
-// maxTurns bounds how many turns a call takes for itself while others claim all that it finds.
+// begin makes the turns begin at one of the first n, as grpc-go does.
+func (p *roundRobin) begin(n int) { p.next.Store(uint64(randN(n))) }
+
+// maxTurns bounds how many turns a call takes for itself, whether others claim all that it finds or all are closed
+// endpoints'.
 const maxTurns = 32
 
 // Pick implements [Picker].
 func (p *roundRobin) Pick(in PickInfo) (int, bool) {
+	if p.shares != nil {
+		return p.pickByShare(p.shares, in.Tried)
+	}
+	return p.pickInTurn(in.Tried)
+}
+
+// pickByShare takes turns until one is an open endpoint's.
+func (p *roundRobin) pickByShare(s *shares, tried []int) (int, bool) {
+	for range maxTurns {
+		if i := s.turn(p.next.Add(1) - 1); p.open(i, tried) {
+			return p.index(i), true
+		}
+	}
+	c := p.candidates
+	c.shares = s
+	return p.result(c.scan(tried)) // Out of turn.
+}
+
+func (p *roundRobin) pickInTurn(tried []int) (int, bool) {
 	n := p.len()
 	if n == 0 {
 		return 0, false
@@ -67,10 +92,10 @@ func (p *roundRobin) Pick(in PickInfo) (int, bool) {
 	for range maxTurns {
 		turn := p.next.Add(1) - 1
 		i := int(turn % uint64(n))
-		if p.open(i, in.Tried) {
+		if p.open(i, tried) {
 			return p.index(i), true
 		}
-		ahead, ok := p.ahead(i, in.Tried)
+		ahead, ok := p.ahead(i, tried)
 		if !ok {
 			return 0, false
 		}

@@ -6,61 +6,50 @@ import (
 	"time"
 )
 
-// Reason says why an endpoint takes no new calls. Reasons add up: an endpoint is usable when none is set.
-type Reason uint32
-
-const (
-	// Backoff: the last dial failed and the wait before the next has not passed.
-	Backoff Reason = 1 << iota
-	// Unhealthy: a health check says so.
-	Unhealthy
-)
-
 // State is the live state of one endpoint, shared by all that use it. All methods may be called concurrently. The
 // zero value is a usable endpoint without calls.
 type State struct {
-	active    atomic.Int64
-	reasons   atomic.Uint32
-	connected atomic.Int64 // Unix nanoseconds
-	work      atomic.Pointer[Work]
+	active  atomic.Int64
+	limit   atomic.Int64 // of active, see SetLimit
+	reasons atomic.Uint32
+	touched atomic.Bool
 
-	mu       sync.Mutex
-	memory   map[any]any
-	watchers []*watcher
+	connected atomic.Int64 // Unix nanoseconds
+	usable    atomic.Int64 // since when, in Unix nanoseconds
+	trial     atomic.Int64 // when the call on trial began, in Unix nanoseconds
+	warm      atomic.Int64 // how long the endpoint warms up
+	work      atomic.Pointer[Work]
+	services  atomic.Pointer[services]
+	recorder  atomic.Pointer[any]
+
+	mu             sync.Mutex
+	memory         map[any]any
+	watchers       []*watcher
+	statusWatchers []*statusWatcher
+	notes          [noted]note
 }
 
 // Active is the number of calls in flight on the endpoint.
 func (s *State) Active() int64 { return s.active.Load() }
 
-// Begin counts one more call in flight.
-func (s *State) Begin() { s.active.Add(1) }
-
-// End is Begin's counterpart; a call ends once, at its very end.
-func (s *State) End() { s.active.Add(-1) }
-
 // Usable tells whether new calls may go to the endpoint. Pickers ask it for each candidate.
-func (s *State) Usable() bool { return s.reasons.Load() == 0 }
+func (s *State) Usable() bool { return s.reasons.Load()&uint32(unusable) == 0 }
 
-// Has tells whether the reason is set.
+// UsableExcept is Usable for those to whom the reasons mean nothing: a sticky session may stay on an endpoint that is
+// Draining.
+func (s *State) UsableExcept(r Reason) bool { return s.reasons.Load()&uint32(unusable&^r) == 0 }
+
+// Has tells whether one of the reasons is set.
 func (s *State) Has(r Reason) bool { return s.reasons.Load()&uint32(r) != 0 }
 
 // Set adds a reason, Clear takes it away. Both return whether that changed anything.
-func (s *State) Set(r Reason) bool {
-	old := s.reasons.Or(uint32(r))
-	if old == 0 {
-		s.notify(BecameUnusable)
-	}
-	return old&uint32(r) == 0
-}
+func (s *State) Set(r Reason) bool { return s.Change(r, 0, "") }
+
+// SetWhy is Set with a text for people, which Status shows. It replaces the text of a reason that is set already.
+func (s *State) SetWhy(r Reason, why string) bool { return s.Change(r, 0, why) }
 
 // Clear takes a reason away.
-func (s *State) Clear(r Reason) bool {
-	old := s.reasons.And(^uint32(r))
-	if old != 0 && old&^uint32(r) == 0 {
-		s.notify(BecameUsable)
-	}
-	return old&uint32(r) != 0
-}
+func (s *State) Clear(r Reason) bool { return s.Change(0, r, "") }
 
 // SetUsable sets or clears Unhealthy.
 func (s *State) SetUsable(ok bool) {
@@ -68,6 +57,54 @@ func (s *State) SetUsable(ok bool) {
 		s.Clear(Unhealthy)
 	} else {
 		s.Set(Unhealthy)
+	}
+}
+
+// Change adds and takes away reasons in one step, and returns whether that changed anything.
+func (s *State) Change(add, remove Reason, why string) bool {
+	now := time.Now()
+	s.mu.Lock()
+	before := s.statusLocked(now)
+	old, is := s.swap(add, remove)
+	if old != is && is&lasting == 0 && old&(lasting|Probation) != 0 && is&Probation == 0 {
+		s.usable.Store(now.UnixNano())
+	}
+	for i := range s.notes {
+		switch bit := Reason(1) << i; {
+		case is&bit == 0:
+			s.notes[i] = note{}
+		case old&bit == 0:
+			s.notes[i] = note{since: now, text: why}
+		case add&bit != 0 && why != "":
+			s.notes[i].text = why
+		}
+	}
+	after := s.statusLocked(now)
+	watchers, statusWatchers := s.watchers, s.statusWatchers
+	s.mu.Unlock()
+
+	switch was, now := old&lasting == 0, is&lasting == 0; {
+	case was && !now:
+		tell(watchers, BecameUnusable)
+	case !was && now:
+		tell(watchers, BecameUsable)
+	}
+	if before.Condition != after.Condition || before.Reason != after.Reason {
+		for _, w := range statusWatchers {
+			w.f(before, after)
+		}
+	}
+	return old != is
+}
+
+// swap changes the bits, some of which calls change at the same time.
+func (s *State) swap(add, remove Reason) (old, is Reason) {
+	for {
+		old = Reason(s.reasons.Load())
+		is = (old | add) &^ remove
+		if old == is || s.reasons.CompareAndSwap(uint32(old), uint32(is)) {
+			return old, is
+		}
 	}
 }
 
@@ -172,6 +209,10 @@ func (s *State) notify(c Change) {
 	s.mu.Lock()
 	watchers := s.watchers
 	s.mu.Unlock()
+	tell(watchers, c)
+}
+
+func tell(watchers []*watcher, c Change) {
 	for _, w := range watchers {
 		w.f(c)
 	}
