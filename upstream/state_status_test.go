@@ -1,0 +1,276 @@
+package upstream
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Each reason, set on top of all those behind it in the table, decides; the rest come back as they are taken away.
+func TestStatusPrecedence(t *testing.T) {
+	var s State
+	for i := len(precedence) - 1; i >= 0; i-- {
+		p := precedence[i]
+		s.SetWhy(p.reason, "because")
+		if st := s.Status(); st.Condition != p.condition || st.Reason != p.reason || st.Text != "because" || st.Since.IsZero() {
+			t.Errorf("with reason %b: %+v, want condition %v", p.reason, st, p.condition)
+		}
+		if usable := p.reason == Probation && !s.Has(lasting); s.Usable() != usable {
+			t.Errorf("with reason %b: usable %v", p.reason, s.Usable())
+		}
+	}
+	for i, p := range precedence {
+		s.Clear(p.reason)
+		want := ConditionHealthy
+		if i+1 < len(precedence) {
+			want = precedence[i+1].condition
+		}
+		if st := s.Status(); st.Condition != want {
+			t.Errorf("after reason %b: condition %v, want %v", p.reason, st.Condition, want)
+		}
+	}
+}
+
+func TestStatusHasText(t *testing.T) {
+	for _, p := range precedence {
+		var s State
+		s.Set(p.reason)
+		if s.Status().Text == "" {
+			t.Errorf("reason %b has no text", p.reason)
+		}
+	}
+}
+
+func TestWarming(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s State
+		s.SetWarmUp(time.Minute)
+		if c := s.Status().Condition; c != ConditionHealthy {
+			t.Errorf("an endpoint that was always there is %v", c)
+		}
+		s.Set(Unhealthy)
+		time.Sleep(time.Hour)
+		s.Clear(Unhealthy)
+		since := time.Now()
+		time.Sleep(59 * time.Second)
+		if st := s.Status(); st.Condition != ConditionWarming || !st.Since.Equal(since) {
+			t.Errorf("after 59 s: %+v, want warming since %v", st, since)
+		}
+		time.Sleep(time.Second)
+		if st := s.Status(); st.Condition != ConditionHealthy || !st.Since.Equal(since) {
+			t.Errorf("after 60 s: %+v, want healthy since %v", st, since)
+		}
+		var added State
+		added.SetWarmUp(time.Minute)
+		added.Found(time.Now())
+		time.Sleep(time.Second)
+		added.Found(time.Now())
+		if st := added.Status(); st.Condition != ConditionWarming || time.Since(st.Since) != time.Second {
+			t.Errorf("an endpoint found a second ago: %+v", st)
+		}
+	})
+}
+
+func TestWatchStatus(t *testing.T) {
+	var s State
+	var got []Condition
+	stop := s.WatchStatus(func(from, to Status) { got = append(got, from.Condition, to.Condition) })
+	s.Set(Connecting)
+	s.Set(Connecting)
+	s.Change(Unhealthy, Connecting, "no answer")
+	s.Set(Backoff) // hidden behind Unhealthy
+	s.Drain("maintenance")
+	s.Clear(Unhealthy | Backoff)
+	s.Undrain()
+	stop()
+	s.Set(Ejected)
+	want := []Condition{
+		ConditionHealthy, ConditionConnecting,
+		ConditionConnecting, ConditionUnhealthy,
+		ConditionUnhealthy, ConditionDraining,
+		ConditionDraining, ConditionHealthy,
+	}
+	if len(got) != len(want) {
+		t.Fatalf("told %v, want %v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Fatalf("told %v, want %v", got, want)
+		}
+	}
+}
+
+// Of many callers that saw an endpoint on probation as usable, one gets it at a time.
+func TestTrialIsOneCall(t *testing.T) {
+	var s State
+	s.Set(Ejected)
+	s.Change(Probation, Ejected, "")
+	if !s.Usable() {
+		t.Fatal("on probation and not usable")
+	}
+	for round := range 20 {
+		var admitted atomic.Int32
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if trial, ok := s.TryBegin(); ok {
+					if !trial {
+						t.Error("admitted, but not on trial")
+					}
+					admitted.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if n := admitted.Load(); n != 1 || s.Active() != 1 {
+			t.Fatalf("round %d: %d callers were admitted, %d calls are active", round, n, s.Active())
+		}
+		if s.Usable() {
+			t.Fatal("usable for another call during the trial")
+		}
+		if s.Status().Condition != ConditionEjected {
+			t.Errorf("on trial: %+v", s.Status())
+		}
+		s.EndTrial()
+		s.End()
+	}
+	s.Clear(Probation)
+	if trial, ok := s.TryBegin(); trial || !ok || !s.Usable() {
+		t.Errorf("after probation: trial %v, ok %v", trial, ok)
+	}
+}
+
+// What comes and goes with single calls is told to nobody.
+func TestTrialIsNotTold(t *testing.T) {
+	var s State
+	s.SetLimit(1)
+	told := 0
+	defer s.Watch(func(Change) { told++ })()
+	s.Set(Probation)
+	s.TryBegin()
+	s.End()
+	s.EndTrial()
+	if told != 0 {
+		t.Errorf("told %d times", told)
+	}
+}
+
+func TestLimit(t *testing.T) {
+	var s State
+	s.SetLimit(2)
+	s.Begin()
+	if !s.Usable() {
+		t.Error("full with one call of two")
+	}
+	s.Begin()
+	if s.Usable() || s.Status().Condition != ConditionHealthy {
+		t.Errorf("with two calls of two: usable %v, %+v", s.Usable(), s.Status())
+	}
+	s.End()
+	if !s.Usable() {
+		t.Error("still full")
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 1000 {
+				s.Begin()
+				s.End()
+			}
+		})
+	}
+	wg.Wait()
+	if !s.Usable() || s.Active() != 1 {
+		t.Errorf("after the storm: usable %v, active %d", s.Usable(), s.Active())
+	}
+	s.Begin()
+	s.SetLimit(0)
+	if !s.Usable() {
+		t.Error("full without a limit")
+	}
+}
+
+func TestServices(t *testing.T) {
+	var s State
+	var missed []string
+	if !s.UsableFor("a") {
+		t.Error("not usable for a service nobody knows anything about")
+	}
+	s.SetServices(map[string]bool{"a": false, "b": true}, func(name string) { missed = append(missed, name) })
+	for name, want := range map[string]bool{"a": false, "b": true, "c": true} {
+		if s.UsableFor(name) != want {
+			t.Errorf("usable for %s: %v", name, !want)
+		}
+	}
+	if !s.Usable() || len(missed) != 1 || missed[0] != "c" {
+		t.Errorf("usable %v, missed %v", s.Usable(), missed)
+	}
+	s.Set(Unhealthy)
+	if s.UsableFor("b") {
+		t.Error("usable for a service though not usable at all")
+	}
+	s.Clear(Unhealthy)
+	s.SetServices(nil, nil)
+	if !s.UsableFor("a") {
+		t.Error("what is not in force is heeded")
+	}
+}
+
+func TestTouched(t *testing.T) {
+	var s State
+	if s.Touched() {
+		t.Error("touched without a call")
+	}
+	s.Begin()
+	s.End()
+	if !s.Touched() || s.Touched() {
+		t.Error("a call is not noticed once")
+	}
+	s.Begin()
+	s.Touched()
+	if !s.Touched() {
+		t.Error("a call that runs is not noticed")
+	}
+}
+
+func TestCallPathAllocates(t *testing.T) {
+	var s State
+	s.SetServices(map[string]bool{"pkg.Service": true}, nil)
+	s.SetLimit(10)
+	if n := testing.AllocsPerRun(100, func() {
+		s.Usable()
+		s.UsableFor("pkg.Service")
+		s.TryBegin()
+		s.End()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkUsable(b *testing.B) {
+	var s State
+	b.Run("all", func(b *testing.B) {
+		for b.Loop() {
+			s.Usable()
+		}
+	})
+	b.Run("service/off", func(b *testing.B) {
+		for b.Loop() {
+			s.UsableFor("pkg.Service")
+		}
+	})
+	s.SetServices(map[string]bool{"pkg.Service": true, "pkg.Other": true}, nil)
+	b.Run("service/on", func(b *testing.B) {
+		for b.Loop() {
+			s.UsableFor("pkg.Service")
+		}
+	})
+	b.Run("begin", func(b *testing.B) {
+		for b.Loop() {
+			s.TryBegin()
+			s.End()
+		}
+	})
+}
