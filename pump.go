@@ -49,6 +49,10 @@ type sender struct {
 	trailers  []h2.Field
 	stopped   bool
 	framing   grpcwire.Framing
+	// full: the last read took all the space there was. quiet counts the reads since then that a first chunk had
+	// been enough for.
+	full  bool
+	quiet int
 }
 
 func (s *sender) init(x *exchange) {
@@ -106,6 +110,7 @@ func (s *sender) room() bool {
 		}
 		if !s.keep {
 			s.dropLocked()
+			s.fitLocked()
 		}
 		if len(s.buf) < cap(s.buf) {
 			return true
@@ -143,6 +148,21 @@ func (s *sender) dropLocked() {
 	s.buf = s.buf[:copy(s.buf, s.buf[n:])]
 }
 
+// quietReads is how many small reads in a row make a large buffer shrink again.
+const quietReads = 32
+
+// fitLocked makes the buffer as large as the request's pace wants it: fewer, larger reads for bulk, and not more than a
+// first chunk for a stream that has calmed down.
+func (s *sender) fitLocked() {
+	switch {
+	case s.full && cap(s.buf) < maxChunk:
+		s.full = false
+		s.growLocked()
+	case s.quiet >= quietReads && cap(s.buf) > firstChunk && len(s.buf) == 0 && s.pooled != nil:
+		s.buf, s.quiet = (*s.pooled)[:0], 0
+	}
+}
+
 func (s *sender) growLocked() bool {
 	size := min(max(4*cap(s.buf), firstChunk), maxChunk)
 	extra := int64(size - cap(s.buf))
@@ -165,6 +185,11 @@ func (s *sender) push(n int, eof bool) bool {
 	s.buf = s.buf[:len(s.buf)+n]
 	before := s.framing.Messages()
 	s.framing.Add(p)
+	if s.full = len(s.buf) == cap(s.buf); s.full || n > firstChunk {
+		s.quiet = 0
+	} else {
+		s.quiet++
+	}
 	if s.att != nil {
 		s.att.worked(s.framing.Messages()-before, n)
 	}

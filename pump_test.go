@@ -1,6 +1,10 @@
 package grpcproxy
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
+)
 
 // TestReplayBudget: the budget of replay buffers is for calls that may be sent again. Calls that are committed, or too
 // large for it, give their share back at once, however long they last.
@@ -35,5 +39,50 @@ func TestReplayBudget(t *testing.T) {
 		if n := replayHeld.Load() - before; n != 0 {
 			t.Errorf("%s: %d bytes are left in the end", name, n)
 		}
+	}
+}
+
+// A busy request is read in large pieces, and a stream that has calmed down gives the space back.
+func TestBufferFits(t *testing.T) {
+	a := &attempt{view: new(cluster.View), ended: true} // ended: nothing is written
+	var s sender
+	s.init(new(exchange))
+	defer s.release()
+	s.att = a
+	s.commit()
+	read := func(n int) {
+		t.Helper()
+		if !s.room() {
+			t.Fatal("no room")
+		}
+		if n = min(n, cap(s.buf)-len(s.buf)); n == 0 {
+			t.Fatal("no space to read into")
+		}
+		s.push(n, false)
+		a.sent = s.start + int64(len(s.buf)) // all of it
+	}
+	for range 4 {
+		read(1 << 20)
+	}
+	if cap(s.buf) != maxChunk {
+		t.Errorf("a busy request is read into %d bytes, want %d", cap(s.buf), maxChunk)
+	}
+	for range quietReads - 1 {
+		read(10)
+	}
+	read(firstChunk + 1)
+	for range quietReads - 1 {
+		read(10)
+	}
+	if cap(s.buf) != maxChunk {
+		t.Errorf("the buffer shrank to %d bytes though there was a large read a moment ago", cap(s.buf))
+	}
+	read(10)
+	read(10)
+	if cap(s.buf) != firstChunk {
+		t.Errorf("a calm stream keeps %d bytes, want %d", cap(s.buf), firstChunk)
+	}
+	if bytes, _ := s.counts(); bytes < 1<<16 {
+		t.Errorf("%d bytes counted", bytes)
 	}
 }
