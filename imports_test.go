@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"internal/backendtest":    {"grpcwire", grpcModule, "google.golang.org/genproto", "google.golang.org/protobuf"},
 	"e2e":                     {"", "call", "grpcwire", "internal/backendtest", "internal/proxytest", "internal/wiretest", caddyModule, grpcModule},
 	"bench":                   {"", "grpcwire", "h2", "internal/backendtest", "internal/wiretest", caddyModule, http2Module, grpcModule},
+	"bench/policies":          {grpcModule},
 }
 
 func TestImports(t *testing.T) {
