@@ -1,6 +1,7 @@
 package selection
 
 import (
+	"math"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -26,16 +27,51 @@ func parseCount(d *caddyfile.Dispenser) (int, error) {
 			return 0, d.Err(err.Error())
 		}
 	}
-	return n, parseEnd(d, name)
+	return n, parseArgsEnd(d, name)
+}
+
+// parseArgsEnd makes sure that the line has ended.
+func parseArgsEnd(d *caddyfile.Dispenser, name string) error {
+	if d.NextArg() {
+		return d.Errf("%s: unexpected argument %q", name, d.Val())
+	}
+	return nil
+}
+
+// parseOptions reads a policy that has no arguments, but options.
+func parseOptions(d *caddyfile.Dispenser, o options) error {
+	d.Next() // The policy's name.
+	name := d.Val()
+	if err := parseArgsEnd(d, name); err != nil {
+		return err
+	}
+	return o.parse(d, name)
 }
 
 // parseEnd makes sure that nothing more was written.
 func parseEnd(d *caddyfile.Dispenser, name string) error {
-	if d.NextArg() {
-		return d.Errf("%s: unexpected argument %q", name, d.Val())
+	if err := parseArgsEnd(d, name); err != nil {
+		return err
 	}
 	if d.NextBlock(0) {
 		return d.Errf("%s takes no block", name)
 	}
 	return nil
+}
+
+// optionalNumberOption reads a number from 0 on, where 0 is not the same as nothing.
+func optionalNumberOption(to **float64) func(*caddyfile.Dispenser) error {
+	return func(d *caddyfile.Dispenser) error {
+		word := d.Val()
+		value, err := oneArg(d)
+		if err != nil {
+			return err
+		}
+		x, err := strconv.ParseFloat(value, 64)
+		if err != nil || !(x >= 0 && x <= math.MaxFloat64) {
+			return d.Errf("%s: %q is not a number from 0", word, value)
+		}
+		*to = &x
+		return nil
+	}
 }

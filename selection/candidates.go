@@ -49,11 +49,13 @@ func newCandidates(s *upstream.Snapshot) candidates {
 // newWeighted is newCandidates for policies that honour weights.
 func newWeighted(s *upstream.Snapshot) candidates {
 	c := newCandidates(s)
-	weights := make([]uint32, len(s.Endpoints))
+	weigh := func(i int) uint32 { return s.Endpoints[i].EffectiveWeight() }
 	for i := range s.Endpoints {
-		weights[i] = s.Endpoints[i].EffectiveWeight()
+		if weigh(i) != weigh(0) {
+			c.shares = newShares(len(s.Endpoints), weigh)
+			break
+		}
 	}
-	c.shares = newShares(weights)
 	return c
 }
 
@@ -109,10 +111,10 @@ func (c *candidates) drawTwo(tried []int) (first, second int, ok bool) {
 			return first, second, true
 		}
 	}
-	l := newLots()
+	var l lots
 	second = first
 	for i := range c.states {
-		if i != first && c.open(i, tried) && l.wins(i, c.shares.weight(i)) {
+		if i != first && c.open(i, tried) && l.wins(c.shares.weight(i)) {
 			second = i
 		}
 	}
@@ -129,27 +131,34 @@ func (c *candidates) any() int {
 
 // scan returns one of the open endpoints, with chances as their weights say, in one pass.
 func (c *candidates) scan(tried []int) (place int, ok bool) {
-	l := newLots()
+	var l lots
 	for i := range c.states {
-		if c.open(i, tried) && l.wins(i, c.shares.weight(i)) {
+		if c.open(i, tried) && l.wins(c.shares.weight(i)) {
 			place, ok = i, true
 		}
 	}
 	return place, ok
 }
 
-// lots is a drawing of lots among endpoints that come one by one, of which nobody knows yet how many there will be
-// (reservoir sampling): each takes the place of the winner so far with the chance of its weight among all so far.
-type lots struct{ seed, total uint64 }
+// lots is a drawing of lots among endpoints that come one by one, of which nobody knows yet how many there will be: each
+// takes the place of the winner so far with the chance of its weight among all so far (reservoir sampling). The chance that
+// nobody does so before the weights add up to x is total/x, so one random number tells when it happens next, and a pass
+// over n endpoints takes about log n of them (Li, "Reservoir-sampling algorithms of time complexity O(n(1+log(N/n)))",
+// 1994). The zero value is a new drawing.
+type lots struct{ total, next float64 }
 
-func newLots() lots { return lots{seed: randUint64()} }
-
-// wins tells whether the endpoint at the place wins over those before it. The first one does.
-func (l *lots) wins(place int, weight uint32) bool {
-	l.total += uint64(weight)
-	hi, _ := bits.Mul64(rank(l.seed, place), l.total)
-	return hi < uint64(weight)
+// wins tells whether the endpoint wins over those before it. The first one does.
+func (l *lots) wins(weight uint32) bool {
+	l.total += float64(weight)
+	if l.total <= l.next {
+		return false
+	}
+	l.next = l.total / randFloat()
+	return true
 }
+
+// randFloat returns a number in [0, 1).
+func randFloat() float64 { return float64(randUint64()>>11) * 0x1p-53 }
 
 // rank is endpoint i's lot in the drawing of lots among any number of endpoints that seed begins: a number of its own,
 // so that one random number does for a whole pass. It is the i-th output of the SplitMix64 generator (Steele, Lea and

@@ -9,9 +9,10 @@ import (
 
 func init() { caddy.RegisterModule(new(LeastConn)) }
 
-// LeastConn picks the endpoint with the fewest calls in flight of all, any of them if there are several. (The name is
-// `reverse_proxy`'s, which counts requests by it too.) It looks at every endpoint for every call, and proxies that see
-// the same idle endpoint all send their next call there; `least_request` does neither.
+// LeastConn picks the endpoint with the fewest calls in flight of all, per weight where the upstreams have weights, and
+// any of them if there are several. It is `reverse_proxy`'s name (which counts requests by it too) for `least_request`
+// with `full_scan`. It looks at every endpoint for every call, and proxies that see the same idle endpoint all send their
+// next call there; `least_request` does neither.
 type LeastConn struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -25,30 +26,7 @@ func (*LeastConn) CaddyModule() caddy.ModuleInfo {
 func (*LeastConn) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*LeastConn) Build(s *upstream.Snapshot) Picker { return &leastConn{newCandidates(s)} }
-
-type leastConn struct{ candidates }
-
-// Pick implements [Picker]. Among endpoints with as few calls, lots are drawn.
-func (p *leastConn) Pick(in PickInfo) (int, bool) {
-	seed := randUint64()
-	var (
-		best    int
-		ok      bool
-		fewest  int64
-		highest uint64
-	)
-	for i, s := range p.states {
-		n := s.Active()
-		if ok && n > fewest || !p.open(i, in.Tried) {
-			continue
-		}
-		if r := rank(seed, i); !ok || n < fewest || r > highest {
-			best, fewest, highest, ok = i, n, r, true
-		}
-	}
-	return p.result(best, ok)
-}
+func (*LeastConn) Build(s *upstream.Snapshot) Picker { return &fullScan{newBusyness(s, nil)} }
 
 var (
 	_ Policy                = (*LeastConn)(nil)

@@ -2,6 +2,8 @@ package selection
 
 import (
 	"fmt"
+	"math"
+	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -21,11 +23,20 @@ const (
 // busy endpoints get less without anybody looking at all endpoints for each call, and without all calls going to the
 // same idle one. It is the default policy.
 //
-// It is gRPC's and Envoy's algorithm for endpoints of equal weight (gRFC A48).
+// It is gRPC's and Envoy's algorithm for endpoints of equal weight (gRFC A48). Where the upstreams have weights, an
+// endpoint is drawn with a chance as large as its weight says, and calls in flight are counted per weight: an endpoint of
+// weight 3 is as busy with 3 calls as one of weight 1 is with one. So endpoints without calls are picked as their weights
+// say, and under load they have as many calls in flight as their weights say.
 type LeastRequest struct {
 	// How many endpoints are drawn for each pick, at least 2; more than 10 count as 10. The same one may be drawn
 	// twice. Default: `2`.
 	ChoiceCount int `json:"choice_count,omitempty"`
+	// How much calls in flight count against weights, where the upstreams have weights: 0 means not at all, so that
+	// endpoints are picked by weight alone, and more than 1 more than in proportion. Default: `1`.
+	ActiveRequestBias *float64 `json:"active_request_bias,omitempty"`
+	// Look at all endpoints for each pick instead of drawing a few. It takes longer the more endpoints there are, and
+	// proxies that see the same idle endpoint all send their next call there. Default: `false`.
+	FullScan bool `json:"full_scan,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -35,18 +46,32 @@ func (*LeastRequest) CaddyModule() caddy.ModuleInfo {
 
 // UnmarshalCaddyfile reads the policy from the Caddyfile:
 //
-//	lb_policy least_request [<choice_count>]
+//	lb_policy least_request [<choice_count>] {
+//	    active_request_bias <number>
+//	    full_scan
+//	}
 func (p *LeastRequest) UnmarshalCaddyfile(d *caddyfile.Dispenser) (err error) {
-	p.ChoiceCount, err = parseCount(d)
-	return err
+	if p.ChoiceCount, err = parseCount(d); err != nil {
+		return err
+	}
+	return options{
+		"active_request_bias": optionalNumberOption(&p.ActiveRequestBias),
+		"full_scan":           flagOption(&p.FullScan),
+	}.parse(d, "least_request")
 }
 
 // Validate implements caddy.Validator.
 func (p *LeastRequest) Validate() error {
-	if p.ChoiceCount == 0 {
-		return nil
+	if p.ChoiceCount != 0 {
+		if p.FullScan {
+			return fmt.Errorf("choice_count: with full_scan all endpoints are looked at, and none drawn; remove one of the two")
+		}
+		if err := checkCount("choice_count", p.ChoiceCount); err != nil {
+			return err
+		}
 	}
-	return checkCount("choice_count", p.ChoiceCount)
+	// Envoy does the same: "If this value is less than 0 …", the configuration is rejected.
+	return checkNotNegative("active_request_bias", p.ActiveRequestBias)
 }
 
 // checkCount: gRFC A48: "If choice_count < 2, the config will be rejected."
@@ -57,41 +82,132 @@ func checkCount(name string, n int) error {
 	return nil
 }
 
-// Build implements [Policy].
-func (p *LeastRequest) Build(s *upstream.Snapshot) Picker { return newLeastRequest(s, p.ChoiceCount) }
+func checkNotNegative(name string, x *float64) error {
+	if x != nil && !(*x >= 0 && *x <= math.MaxFloat64) {
+		return fmt.Errorf("%s: %s is not a number from 0", name, strconv.FormatFloat(*x, 'g', -1, 64))
+	}
+	return nil
+}
 
-func newLeastRequest(s *upstream.Snapshot, choices int) Picker {
+// Build implements [Policy].
+func (p *LeastRequest) Build(s *upstream.Snapshot) Picker {
+	b := newBusyness(s, p.ActiveRequestBias)
+	if p.FullScan {
+		return &fullScan{b}
+	}
+	return newLeastRequest(b, p.ChoiceCount)
+}
+
+func newLeastRequest(b busyness, choices int) Picker {
 	if choices == 0 {
 		choices = defaultChoices
 	}
 	// gRFC A48: "If a LeastRequestLoadBalancingConfig with a choice_count > 10 is received, the
 	// least_request_experimental policy will set choice_count = 10."
-	return &leastRequest{newCandidates(s), min(max(choices, minChoices), maxChoices)}
+	return &leastRequest{b, min(max(choices, minChoices), maxChoices)}
+}
+
+// busyness is candidates that are compared by their calls in flight.
+type busyness struct {
+	candidates
+	bias float64
+}
+
+func newBusyness(s *upstream.Snapshot, bias *float64) busyness {
+	b := busyness{newWeighted(s), 1}
+	if bias != nil && b.shares != nil {
+		b.bias = *bias
+	}
+	return b
+}
+
+// of is how busy the endpoint is. Where all weigh the same, it is the number of calls in flight.
+//
+// Envoy's weighted form lets an endpoint's turns come as often as weight / (active + 1)^bias says. We draw by weight, and
+// compare ((active + 1)^bias - 1) / weight: the bias means the same (0 leaves the weights alone), and without calls in
+// flight all are equally busy, so that the draw, and with it the weight, decides. Comparing (active + 1)^bias / weight
+// would count the weight twice then: of two endpoints with weights 1 and 3, the larger one would get 15 of 16 calls. Under
+// load, that each draw by weight takes the least busy per weight keeps the calls in flight as close to the weights as
+// two draws keep equal ones together (Berenbrink et al., "Balls into non-uniform bins", 2010).
+func (b *busyness) of(place int) float64 {
+	n := float64(b.states[place].Active())
+	if b.shares == nil {
+		return n
+	}
+	if b.bias != 1 {
+		n = math.Pow(n+1, b.bias) - 1
+	}
+	return n * b.shares.lightness(place)
 }
 
 type leastRequest struct {
-	candidates
+	busyness
 	choices int
 }
 
 // Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior": the endpoints are drawn with replacement, and of
-// those with as few calls the one that was drawn first wins, which is any of them.
+// those that are equally busy the one that was drawn first wins, which is any of them.
 func (p *leastRequest) Pick(in PickInfo) (int, bool) {
 	best, ok := p.draw(in.Tried)
 	if !ok {
 		return 0, false
 	}
-	fewest := p.states[best].Active()
+	least := p.of(best)
 	for range p.choices - 1 {
 		i, ok := p.draw(in.Tried)
 		if !ok {
 			break // The last one has just become unusable.
 		}
-		if n := p.states[i].Active(); n < fewest {
-			best, fewest = i, n
+		if x := p.of(i); x < least {
+			best, least = i, x
 		}
 	}
 	return p.index(best), true
+}
+
+// fullScan picks the least busy of all.
+type fullScan struct{ busyness }
+
+// Pick implements [Picker]. Among endpoints that are equally busy, lots are drawn.
+func (p *fullScan) Pick(in PickInfo) (int, bool) {
+	if p.shares == nil {
+		return p.pickFewest(in.Tried)
+	}
+	var l lots
+	best, found, least := 0, false, math.Inf(1)
+	for i := range p.states {
+		x := p.of(i)
+		if x > least || !p.open(i, in.Tried) {
+			continue
+		}
+		if x < least {
+			l, least = lots{}, x
+		}
+		if l.wins(p.shares.weight(i)) {
+			best, found = i, true
+		}
+	}
+	return p.result(best, found)
+}
+
+// pickFewest is Pick where all weigh the same, written out for speed.
+func (p *fullScan) pickFewest(tried []int) (int, bool) {
+	best, fewest := -1, int64(math.MaxInt64)
+	equal, next := 0, 0 // As in lots.
+	for i, s := range p.states {
+		n := s.Active()
+		if n > fewest || !s.Usable() || len(tried) > 0 && !p.open(i, tried) {
+			continue
+		}
+		if n < fewest {
+			fewest, equal, next = n, 0, 0
+		}
+		if equal++; equal > next {
+			best = i
+			next = int(min(float64(equal)/randFloat(), math.MaxInt32))
+		}
+	}
+	return p.result(max(best, 0), best >= 0)
 }
 
 var (

@@ -9,7 +9,8 @@ import (
 
 func init() { caddy.RegisterModule(new(Random)) }
 
-// Random picks any endpoint, each with the same chance.
+// Random picks any endpoint, each with the same chance, or with a chance as large as its weight says where the upstreams
+// have weights.
 type Random struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -23,7 +24,7 @@ func (*Random) CaddyModule() caddy.ModuleInfo {
 func (*Random) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*Random) Build(s *upstream.Snapshot) Picker { return &random{newCandidates(s)} }
+func (*Random) Build(s *upstream.Snapshot) Picker { return &random{newWeighted(s)} }
 
 type random struct{ candidates }
 

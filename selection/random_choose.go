@@ -25,7 +25,10 @@ func (*RandomChoose) CaddyModule() caddy.ModuleInfo {
 //	lb_policy random_choose <choose>
 func (p *RandomChoose) UnmarshalCaddyfile(d *caddyfile.Dispenser) (err error) {
 	if p.Choose, err = parseCount(d); err == nil && p.Choose == 0 {
-		err = d.ArgErr()
+		return d.ArgErr()
+	}
+	if err == nil {
+		err = parseEnd(d, "random_choose")
 	}
 	return err
 }
@@ -39,7 +42,9 @@ func (p *RandomChoose) Validate() error {
 }
 
 // Build implements [Policy].
-func (p *RandomChoose) Build(s *upstream.Snapshot) Picker { return newLeastRequest(s, p.Choose) }
+func (p *RandomChoose) Build(s *upstream.Snapshot) Picker {
+	return newLeastRequest(newBusyness(s, nil), p.Choose)
+}
 
 var (
 	_ Policy                = (*RandomChoose)(nil)

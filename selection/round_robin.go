@@ -34,7 +34,12 @@ func (*RoundRobin) Build(s *upstream.Snapshot) Picker { return newRoundRobin(new
 
 func newRoundRobin(c candidates) *roundRobin {
 	p := &roundRobin{candidates: c}
-	p.begin(max(p.len(), 1))
+	switch {
+	case c.shares != nil:
+		p.begin(int(c.shares.total))
+	case c.len() > 0:
+		p.begin(c.len())
+	}
 	return p
 }
 
