@@ -103,7 +103,7 @@ func (h *Handler) staticEndpoints() ([]upstream.Endpoint, upstream.Scheme, error
 		}
 		for _, a := range addrs {
 			e := upstream.Endpoint{
-				Network: a.Network, Address: a.String(), Weight: uint32(u.Weight), Priority: uint32(u.Priority),
+				Network: a.Network, Address: a.Dial, Weight: uint32(u.Weight), Priority: uint32(u.Priority),
 				Metadata: u.Metadata, Origin: originStatic,
 			}
 			if u.Locality != nil {

@@ -137,20 +137,12 @@ func (c *Cluster) sameLocked(wanted []upstream.Endpoint) bool {
 
 func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, error) {
 	m := &member{key: key, info: *info, lease: transport.Pool.NewLease()}
-	end, err := transport.Acquire(m.lease, upstream.Address{Network: info.Network, Dial: dialOf(info)}, c.cfg.Transport(info))
+	end, err := transport.Acquire(m.lease, upstream.Address{Network: info.Network, Dial: info.Address}, c.cfg.Transport(info))
 	if err != nil {
 		return nil, err
 	}
 	m.end, m.info.State = end, end.State
 	return m, nil
-}
-
-// dialOf is what upstream.Address says as a whole, without the network.
-func dialOf(e *upstream.Endpoint) string {
-	if e.Network == "unix" {
-		return e.Address[len("unix/"):]
-	}
-	return e.Address
 }
 
 // attendLocked begins to look after a member, once the configuration is in force.
