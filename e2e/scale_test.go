@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,16 @@ type list struct {
 	changed   chan struct{}
 }
 
-var lists sync.Map
+var (
+	lists     sync.Map
+	listCount atomic.Int64
+)
+
+// newList makes a list of a name that no other test, and no other run of this one, has.
+func newList(t *testing.T) (*list, string) {
+	name := fmt.Sprintf("%s-%d", t.Name(), listCount.Add(1))
+	return listOf(name), name
+}
 
 func listOf(name string) *list {
 	l, _ := lists.LoadOrStore(name, &list{changed: make(chan struct{})})
@@ -117,9 +127,9 @@ func TestScale(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	few, more := start(t, 3), start(t, 27)
 	all := append(append([]*backendtest.Backend{}, few...), more...)
-	l := listOf(t.Name())
+	l, name := newList(t)
 	l.backends(few...)
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + t.Name() + "\n\tlb_policy round_robin\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + name + "\n\tlb_policy round_robin\n}"})
 	c := client(t, p.H2C)
 	load := startCallers(t, 8, client(t, p.H2C))
 	load.more(t, 500)
@@ -155,9 +165,9 @@ func TestScale(t *testing.T) {
 func TestScaleShares(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	all := start(t, 12)
-	l := listOf(t.Name())
+	l, name := newList(t)
 	l.backends(all[:3]...)
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + t.Name() + "\n\tlb_policy round_robin\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + name + "\n\tlb_policy round_robin\n}"})
 	c := client(t, p.H2C)
 	even(t, c, all[:3])
 	for _, n := range []int{12, 2} {
@@ -189,8 +199,9 @@ func TestScaleShares(t *testing.T) {
 // TestFirstList: the calls that come before anything is known wait for it, and fail only when dial_timeout is over.
 func TestFirstList(t *testing.T) {
 	wiretest.CheckLeaks(t)
+	l, name := newList(t)
 	b := backendtest.Start(t, backendtest.Options{})
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + t.Name() + "\n\tdial_timeout 500ms\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + name + "\n\tdial_timeout 500ms\n}"})
 	c := client(t, p.H2C)
 	_, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty))
 	if status.Code(err) != codes.Unavailable {
@@ -202,7 +213,7 @@ func TestFirstList(t *testing.T) {
 		_, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty))
 		done <- err
 	}()
-	listOf(t.Name()).backends(b)
+	l.backends(b)
 	if err := <-done; err != nil {
 		t.Fatalf("a call that waited for the list: %v", err)
 	}
@@ -212,9 +223,9 @@ func TestFirstList(t *testing.T) {
 func TestRemovalDrains(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	two := start(t, 2)
-	l := listOf(t.Name())
+	l, name := newList(t)
 	l.backends(two[0])
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + t.Name() + "\n\tdrain_timeout 2s\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + name + "\n\tdrain_timeout 2s\n}"})
 	c := client(t, p.H2C)
 	s, err := c.FullDuplexCall(within(t, time.Minute))
 	if err != nil {
@@ -254,9 +265,9 @@ func TestGone(t *testing.T) {
 	l, dead := listen(t)
 	_ = l.Close()
 	b := backendtest.Start(t, backendtest.Options{})
-	ls := listOf(t.Name())
+	ls, name := newList(t)
 	ls.set([]upstream.Endpoint{{Network: "tcp", Address: dead}, {Network: "tcp", Address: b.Addr()}})
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + t.Name() + "\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n\tdynamic told " + name + "\n}"})
 	spread(t, client(t, p.H2C), 50, 4, b)
 	if _, _, err := net.SplitHostPort(b.Addr()); err != nil {
 		t.Fatal(err)
