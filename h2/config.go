@@ -36,8 +36,9 @@ type Config struct {
 	// InitialConnWindow is the window the whole connection is granted at first; default 256 KiB, at least 65,535 (the
 	// protocol knows no way to grant less).
 	InitialConnWindow uint32
-	// MaxConnWindow is what the connection's window may grow to, and so the most that can be held for slow readers
-	// on one connection; default 4 MiB.
+	// MaxConnWindow is what the connection's window may grow to; default 4 MiB. It bounds what can be held for slow
+	// readers of the connection's streams, all together. A window that they use up stops all of the connection's streams,
+	// so where streams of many belong to one connection, a huge window that leaves the bound to MaxWindow is better.
 	MaxConnWindow uint32
 	// MaxFrameSize is the largest frame payload accepted; default and minimum 16 KiB.
 	MaxFrameSize uint32

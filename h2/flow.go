@@ -7,10 +7,14 @@ import "time"
 //
 // Windows grow with use: when half a window was consumed within about two round trips, the window, not the receiver, is what
 // limits the sender, and it is doubled up to its maximum. A receiver that is slow takes longer than that, so its
-// window, and what it can make us hold, stays small. An idle stream costs nothing, since nothing is timed but grants.
+// window, and what it can make us hold, stays small. An idle stream costs nothing, since nothing is timed but grants. Where
+// much is held for slow readers already, no stream's window grows: they would add to it when their turn to be slow comes.
 
 // growthFloor stands in for round trips too short, or not measured yet, to be told from scheduling noise.
 const growthFloor = int64(2 * time.Millisecond)
+
+// calmHeld is how much a connection may hold before its streams' windows stop growing.
+const calmHeld = 4 << 20
 
 // firstWindowLocked is what the peer may send on a new stream. Before it has acknowledged our SETTINGS it may still
 // go by the protocol's initial window.
@@ -50,6 +54,9 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 		return due
 	}
 	grown := c.growLocked(s.window, int64(c.cfg.MaxWindow), &s.grantAt)
+	if c.held > calmHeld {
+		grown = s.window
+	}
 	grant := s.owed + grown - s.window
 	c.appendWindowUpdate(s.id, uint32(grant))
 	s.recvWin += grant

@@ -310,6 +310,30 @@ func TestWindowGrowth(t *testing.T) {
 	}
 }
 
+// Where much is held for slow readers, a fast stream's window does not grow any more.
+func TestWindowGrowthUnderPressure(t *testing.T) {
+	done := make(chan struct{})
+	fast := &sink{done: done}
+	var stream *Stream
+	client, server := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30}, func(s *Stream, _ []Field, _ bool) Receiver { stream = s; return fast })
+	until(t, "credit", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return client.sendWin > 1<<28 })
+	server.mu.Lock()
+	server.held += calmHeld + 1 // for others
+	server.mu.Unlock()
+	s := mustOpen(t, client, false, NewBlocking())
+	if err := s.Write(make([]byte, 4<<20), true); err != nil {
+		t.Fatal(err)
+	}
+	client.Flush()
+	wait(t, done)
+	server.mu.Lock()
+	defer server.mu.Unlock()
+	server.held -= calmHeld + 1
+	if stream.window != protocolWindow {
+		t.Errorf("the stream's window is %d", stream.window)
+	}
+}
+
 func TestBlockingReads(t *testing.T) {
 	client, server := pair(t, Config{}, Config{}, acceptEcho)
 	b := NewBlocking()
