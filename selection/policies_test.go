@@ -33,6 +33,7 @@ var policies = []policy{
 	{"least_request", func() selection.Policy { return &selection.LeastRequest{FullScan: true} }, selectiontest.Traits{Even: true, Least: true, Weighted: true}},
 	{"random_choose", func() selection.Policy { return &selection.RandomChoose{Choose: 3} }, selectiontest.Traits{Even: true, Least: true, Weighted: true}},
 	{"least_conn", func() selection.Policy { return new(selection.LeastConn) }, selectiontest.Traits{Even: true, Least: true, Weighted: true}},
+	{"peak_ewma", func() selection.Policy { return new(selection.PeakEWMA) }, selectiontest.Traits{Even: true, Least: true, Weighted: true, Remembers: true}},
 	{"first", func() selection.Policy { return new(selection.First) }, selectiontest.Traits{Ordered: true}},
 }
 

@@ -29,9 +29,12 @@ type Traits struct {
 	Ordered bool
 	// Least: an endpoint with more calls in flight than all others is picked less often than they are.
 	Least bool
-	// Weighted: open endpoints with equally many calls in flight are picked as often as their weights say, apart from
-	// chance. It goes with Even.
+	// Weighted: open endpoints without calls in flight are picked as often as their weights say, apart from chance. It
+	// goes with Even.
 	Weighted bool
+	// Remembers: an endpoint that is slow, has much work and reports a high load is picked less often than others, also
+	// by a picker that was built later, by another policy of the same configuration and for another set of endpoints.
+	Remembers bool
 }
 
 // Snapshot makes a snapshot of n endpoints that are usable and have no calls.
@@ -56,6 +59,9 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("zero weights", s.testZeroWeights)
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
+	t.Run("learning in parallel", s.testLearningParallel)
+	t.Run("learning allocations", s.testLearningAllocations)
+	t.Run("learning about others", s.testLearningOthers)
 	if traits.Even {
 		t.Run("even", s.testEven)
 		t.Run("begins anywhere", s.testBegin)
@@ -72,6 +78,9 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	}
 	if traits.Least {
 		t.Run("least", s.testLeast)
+	}
+	if traits.Remembers {
+		t.Run("remembers", s.testRemembers)
 	}
 }
 
