@@ -289,9 +289,14 @@ func (x *exchange) failed(err *transport.Error) *failure {
 	return x.judge(fromTransport(err), err)
 }
 
+// deadlineSlack is how much earlier than here the deadline may pass at an upstream: it was told the time that remained,
+// rounded down, and has a clock of its own.
+const deadlineSlack = 2 * time.Millisecond
+
 // judge tells a deadline from a cancellation: a CANCEL seen at or after the call's own deadline is the deadline's.
 func (x *exchange) judge(f *failure, err *transport.Error) *failure {
-	if err.Kind == transport.KindReset && err.Code == h2.Cancel && x.deadlinePassed() {
+	d := x.call.Deadline
+	if err.Kind == transport.KindReset && err.Code == h2.Cancel && !d.IsZero() && time.Until(d) < deadlineSlack {
 		return deadlineExceeded()
 	}
 	return f
