@@ -174,7 +174,13 @@ func (p *parser) subdirective() error {
 // line.
 func (p *parser) upstream(addr string) error {
 	scheme, known := schemeOf(addr)
-	if !hasPlaceholder(addr) {
+	switch {
+	case isTarget(addr):
+		if _, err := discovery.Target(addr); err != nil && !hasPlaceholder(addr) {
+			return p.WrapErr(err)
+		}
+		scheme = upstream.SchemeNone
+	case !hasPlaceholder(addr):
 		var err error
 		if _, scheme, err = upstream.Parse(addr); err != nil {
 			return p.WrapErr(err)

@@ -114,7 +114,8 @@ type Handler struct {
 
 // Upstream is one address to balance over.
 type Upstream struct {
-	// Where to dial: `host:port`, `:port` (this machine), `host:from-to` (a range of ports), `unix//path/to/socket`.
+	// Where to dial: `host:port`, `:port` (this machine), `host:from-to` (a range of ports), `unix//path/to/socket`, or a
+	// gRPC target, `dns:///name:port` (each of the name's addresses is an upstream of its own, looked up again and again).
 	// Global placeholders such as `{env.BACKEND}` are resolved when the configuration is loaded.
 	Dial string `json:"dial,omitempty"`
 

@@ -24,7 +24,7 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 	if h.Transport == nil {
 		h.Transport = new(Transport)
 	}
-	static, scheme, err := h.staticEndpoints()
+	static, targets, scheme, err := h.staticEndpoints(ctx)
 	if err != nil {
 		return err
 	}
@@ -32,6 +32,7 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	sources = append(sources, targets...)
 	cfg, err := h.Transport.config(ctx, scheme)
 	if err != nil {
 		return fmt.Errorf("transport: %w", err)
@@ -77,42 +78,59 @@ func (h *Handler) sources(ctx caddy.Context) ([]cluster.Source, error) {
 	return []cluster.Source{{Source: src, Name: name, Key: raw.String(), Preferred: true}}, nil
 }
 
-// staticEndpoints resolves and expands the configured upstreams. They share one scheme.
-func (h *Handler) staticEndpoints() ([]upstream.Endpoint, upstream.Scheme, error) {
+// staticEndpoints resolves and expands the configured upstreams. They share one scheme. Targets become sources.
+func (h *Handler) staticEndpoints(ctx caddy.Context) ([]upstream.Endpoint, []cluster.Source, upstream.Scheme, error) {
 	repl := caddy.NewReplacer()
 	var (
-		out    []upstream.Endpoint
-		scheme upstream.Scheme
-		first  string
+		out     []upstream.Endpoint
+		targets []cluster.Source
+		scheme  upstream.Scheme
+		first   string
 	)
 	for i, u := range h.Upstreams {
 		if u == nil {
-			return nil, "", fmt.Errorf("upstreams[%d] is null; write {\"dial\": \"host:port\"}", i)
+			return nil, nil, "", fmt.Errorf("upstreams[%d] is null; write {\"dial\": \"host:port\"}", i)
 		}
 		if err := u.check(); err != nil {
-			return nil, "", fmt.Errorf("upstreams[%d] (%s): %w", i, u.Dial, err)
+			return nil, nil, "", fmt.Errorf("upstreams[%d] (%s): %w", i, u.Dial, err)
 		}
-		addrs, s, err := upstream.Parse(repl.ReplaceKnown(u.Dial, ""))
-		if err != nil {
-			return nil, "", err
+		var (
+			dial  = repl.ReplaceKnown(u.Dial, "")
+			addrs []upstream.Address
+			s     upstream.Scheme
+		)
+		if isTarget(dial) {
+			t, err := h.target(ctx, dial, u)
+			if err != nil {
+				return nil, nil, "", err
+			}
+			targets = append(targets, t)
+		} else {
+			var err error
+			if addrs, s, err = upstream.Parse(dial); err != nil {
+				return nil, nil, "", err
+			}
 		}
 		if i == 0 {
 			scheme, first = s, u.Dial
 		} else if s != scheme {
-			return nil, "", schemeConflict(first, u.Dial)
+			return nil, nil, "", schemeConflict(first, u.Dial)
 		}
 		for _, a := range addrs {
-			e := upstream.Endpoint{
-				Network: a.Network, Address: a.Dial, Weight: uint32(u.Weight), Priority: uint32(u.Priority),
-				Metadata: u.Metadata, Origin: originStatic,
-			}
-			if u.Locality != nil {
-				e.Locality = *u.Locality
-			}
+			e := upstream.Endpoint{Network: a.Network, Address: a.Dial, Origin: originStatic}
+			u.describe(&e)
 			out = append(out, e)
 		}
 	}
-	return out, scheme, nil
+	return out, targets, scheme, nil
+}
+
+// describe gives an endpoint what is configured for it.
+func (u *Upstream) describe(e *upstream.Endpoint) {
+	e.Weight, e.Priority, e.Metadata = uint32(u.Weight), uint32(u.Priority), u.Metadata
+	if u.Locality != nil {
+		e.Locality = *u.Locality
+	}
 }
 
 // maxPriority is far more levels than anybody has, and few enough to number them.

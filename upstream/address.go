@@ -102,7 +102,7 @@ func cutScheme(s, name, after string) (rest string, scheme Scheme, err error) {
 	case "https", "grpcs":
 		scheme = SchemeTLS
 	case "dns":
-		return "", "", fmt.Errorf("upstream address %q: gRPC's dns: targets are not supported here; write host:port, which is looked up at every dial", s)
+		return "", "", fmt.Errorf("upstream address %q: a dns: target stands for several addresses; write host:port", s)
 	case "xds":
 		return "", "", fmt.Errorf("upstream address %q: xDS is not supported; write the upstreams' addresses, host:port", s)
 	case "ws", "wss":

@@ -1,0 +1,62 @@
+package grpcproxy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
+	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// isTarget tells whether an upstream is a target of gRPC's scheme dns (gRPC Name Resolution): every address that the
+// name has is an upstream. A bare dns:1234 is a machine called dns.
+func isTarget(dial string) bool {
+	const scheme = "dns:///"
+	return len(dial) > len(scheme)-1 && strings.EqualFold(dial[:len(scheme)-1], scheme[:len(scheme)-1])
+}
+
+// target makes the source that stands for an upstream like dns:///name:port.
+func (h *Handler) target(ctx caddy.Context, dial string, u *Upstream) (cluster.Source, error) {
+	var none cluster.Source
+	a, err := discovery.Target(dial)
+	if err != nil {
+		return none, err
+	}
+	key := dial
+	if r := h.Transport.Resolver; a.Resolver == nil && r != nil {
+		a.Resolver = &discovery.Resolver{Addresses: r.Addresses}
+		key += " " + strings.Join(r.Addresses, " ")
+	}
+	if err := a.Provision(ctx); err != nil {
+		return none, fmt.Errorf("upstream %q: %w", dial, err)
+	}
+	return cluster.Source{Source: &described{a, u}, Name: dial, Key: key}, nil
+}
+
+// described is a source whose endpoints have what the configuration says about all of them.
+type described struct {
+	*discovery.A
+	as *Upstream
+}
+
+// Watch implements [discovery.Source].
+func (d *described) Watch(ctx context.Context, sink discovery.Sink) {
+	d.A.Watch(ctx, describing{sink, d.as})
+}
+
+type describing struct {
+	discovery.Sink
+	as *Upstream
+}
+
+// Update implements [discovery.Sink].
+func (d describing) Update(endpoints []upstream.Endpoint) {
+	for i := range endpoints {
+		d.as.describe(&endpoints[i])
+	}
+	d.Sink.Update(endpoints)
+}
