@@ -215,8 +215,10 @@ func (x *exchange) exhausted() *failure {
 	}
 	if len(x.live()) == 0 {
 		f := proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is known")
-		if f.err = x.cur.Err; f.err != nil {
-			f.message += ": " + f.err.Error()
+		if f.err = x.cur.Err; f.err != nil && x.h.ExposeUpstream {
+			f.message += ": " + f.err.Error() // it names names
+		} else if f.err != nil {
+			f.message += ", since they cannot be looked up"
 		}
 		return f
 	}

@@ -77,16 +77,20 @@ func TestDNSTarget(t *testing.T) {
 	}
 }
 
-// TestDNSFails: calls are told why there is no upstream.
+// TestDNSFails: calls are told why there is no upstream, and names only where that is allowed.
 func TestDNSFails(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	dns := dnstest.New(t)
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy dns:///nothing.test:50051 {\n\tresolvers " + dns.Addr + "\n}"})
-	_, err := client(t, p.H2C).EmptyCall(within(t, timeout), new(testgrpc.Empty))
-	if status.Code(err) != codes.Unavailable {
-		t.Fatal(err)
+	for _, tc := range []struct{ option, want string }{
+		{"", "no upstream is known, since they cannot be looked up"},
+		{"expose_upstream", "no upstream is known: dns:///nothing.test:50051: DNS has no name nothing.test."},
+	} {
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy dns:///nothing.test:50051 {\n\tresolvers " + dns.Addr + "\n" + tc.option + "\n}"})
+		_, err := client(t, p.H2C).EmptyCall(within(t, timeout), new(testgrpc.Empty))
+		if s := status.Convert(err); s.Code() != codes.Unavailable || s.Message() != tc.want {
+			t.Errorf("%q: %v, want %q", tc.option, err, tc.want)
+		}
 	}
-	t.Log(err)
 }
 
 // TestDNSTLS: endpoints found by a name are verified by the name, not by their addresses.
