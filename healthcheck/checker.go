@@ -1,0 +1,372 @@
+package healthcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// randFloat is the source of chance; tests replace it.
+var randFloat = rand.Float64
+
+// memory is what is remembered of a check when it stops, by what it asked. A later configuration that asks the same, if at
+// other times, goes on from there: a reload neither makes an unhealthy endpoint healthy nor asks it before its time.
+type memory struct {
+	mu     sync.Mutex
+	status status
+	why    string
+	due    time.Time
+}
+
+type memoryKey struct{ question, service string }
+
+// checker is one check of one endpoint: what has been answered, and when to ask again.
+type checker struct {
+	g       *checks
+	service string
+	// perRPC: the verdict is on calls of the service, not on the endpoint.
+	perRPC bool
+	mem    *memory
+
+	mu      sync.Mutex
+	status  status
+	passes  int
+	fails   int
+	edge    bool   // the status has just changed
+	pushes  uint64 // counts what the endpoint has told unasked
+	stopped bool
+	timer   *time.Timer
+	kick    chan struct{} // the endpoint was reconnected to
+	watched func()        // stops watching the State
+}
+
+func newChecker(g *checks, service string, perRPC bool) *checker {
+	mem := g.state.Memory(memoryKey{g.settings.question, service}, func() any { return new(memory) }).(*memory)
+	return &checker{g: g, service: service, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+}
+
+// spread is the time over which the first checks of many endpoints are spread.
+const spread = 100 * time.Millisecond
+
+func (c *checker) start() {
+	a := c.g.settings
+	interval := time.Duration(a.Interval)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mem.mu.Lock()
+	c.status = c.mem.status
+	why, due := c.mem.why, c.mem.due
+	c.mem.mu.Unlock()
+	if c.status == connecting && a.Initial == InitialHealthy {
+		c.status = healthy
+	}
+	c.voteLocked(why)
+
+	w, watches := a.prober.(Watcher)
+	mode := NoWatch
+	if watches {
+		mode = w.WatchMode()
+	}
+	wait := time.Until(due)
+	if due.IsZero() || wait > interval {
+		wait = time.Duration(randFloat() * float64(min(spread, interval)))
+	}
+	wait = max(wait, 0)
+	if mode != WatchOnly {
+		c.timer = time.AfterFunc(wait, c.run)
+	}
+	if mode != NoWatch {
+		c.watched = c.g.state.Watch(func(ch upstream.Change) {
+			if ch == upstream.Disconnected {
+				select {
+				case c.kick <- struct{}{}:
+				default:
+				}
+			}
+		})
+		go c.watch(w, mode, min(wait, spread))
+	}
+}
+
+// stop ends the check. What it knew is remembered.
+func (c *checker) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.watched != nil {
+		c.watched()
+	}
+	if !c.perRPC {
+		votesOf(c.g.state).withdraw(c.g.state, c)
+	}
+}
+
+// isServing tells whether calls of the service may go to the endpoint. Before the first answer they may: what holds for the
+// server as a whole holds for them.
+func (c *checker) isServing() bool {
+	c.mem.mu.Lock()
+	defer c.mem.mu.Unlock()
+	return c.mem.status != unhealthy
+}
+
+// voteLocked makes the status known.
+func (c *checker) voteLocked(why string) {
+	if c.perRPC {
+		return // by who called
+	}
+	if c.service != "" && why != "" {
+		why = "service " + c.service + ": " + why
+	}
+	votesOf(c.g.state).cast(c.g.state, c, vote{c.status, why})
+}
+
+// run asks once and sets the clock for the next time.
+func (c *checker) run() {
+	c.mu.Lock()
+	if c.stopped {
+		c.mu.Unlock()
+		return
+	}
+	pushes := c.pushes
+	c.mu.Unlock()
+	v := c.probe()
+	changed := c.take(v, pushes)
+	c.mu.Lock()
+	if !c.stopped {
+		wait := c.nextLocked()
+		c.mem.mu.Lock()
+		c.mem.due = time.Now().Add(wait)
+		c.mem.mu.Unlock()
+		c.timer.Reset(wait)
+	}
+	c.mu.Unlock()
+	if changed {
+		c.g.publish()
+	}
+}
+
+// probe asks.
+func (c *checker) probe() (v Verdict) {
+	ctx, cancel := context.WithTimeout(c.g.ctx, c.g.target.Timeout)
+	defer cancel()
+	defer func() {
+		if r := recover(); r != nil {
+			c.panicked(r)
+			v = Verdict{Answer: Undecided}
+		}
+	}()
+	t := c.g.target
+	t.Service = c.service
+	v = c.g.settings.prober.Probe(ctx, &t)
+	if errors.Is(c.g.ctx.Err(), context.Canceled) {
+		v.Answer = Undecided
+	}
+	return v
+}
+
+func (c *checker) panicked(r any) {
+	c.g.target.Logger.Error("health check panicked", zap.String("upstream", c.g.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+}
+
+// take counts the answer to a probe, unless the endpoint has told something newer meanwhile. It returns whether the
+// status has changed and concerns services of calls.
+func (c *checker) take(v Verdict, pushes uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped || v.Answer == Undecided || c.pushes != pushes && v.Answer != NoAnswer {
+		return false
+	}
+	if v.Answer == Serving {
+		c.passes, c.fails = c.passes+1, 0
+		unejectOn(c.g.state)
+		if c.status == connecting || c.status == unhealthy && c.passes >= c.g.settings.Passes {
+			return c.becomeLocked(healthy, "")
+		}
+		return false
+	}
+	c.passes, c.fails = 0, c.fails+1
+	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Fails {
+		return c.becomeLocked(unhealthy, v.Text)
+	}
+	return false
+}
+
+// push takes what the endpoint tells unasked: that counts at once.
+func (c *checker) push(v Verdict) {
+	c.mu.Lock()
+	c.pushes++
+	changed := false
+	switch {
+	case c.stopped || v.Answer == Undecided:
+	case v.Answer == Serving:
+		c.passes, c.fails = 1, 0
+		unejectOn(c.g.state)
+		changed = c.status != healthy && c.becomeLocked(healthy, "")
+	default:
+		c.passes, c.fails = 0, 1
+		changed = c.status != unhealthy && c.becomeLocked(unhealthy, v.Text)
+	}
+	c.mu.Unlock()
+	if changed {
+		c.g.publish()
+	}
+}
+
+func (c *checker) becomeLocked(s status, why string) (publish bool) {
+	c.status, c.edge = s, true
+	c.mem.mu.Lock()
+	c.mem.status, c.mem.why = s, why
+	c.mem.mu.Unlock()
+	c.voteLocked(why)
+	return c.perRPC
+}
+
+// nextLocked is how long to wait until the next probe.
+func (c *checker) nextLocked() time.Duration {
+	a := c.g.settings
+	edge := c.edge
+	c.edge = false
+	var d time.Duration
+	touched := c.g.state.Touched()
+	switch {
+	case c.status == unhealthy && edge:
+		d = time.Duration(a.UnhealthyEdgeInterval)
+	case c.status == unhealthy && c.passes > 0:
+		d = time.Duration(a.FastInterval)
+	case c.status == unhealthy:
+		d = time.Duration(a.UnhealthyInterval)
+	case c.fails > 0:
+		d = time.Duration(a.FastInterval)
+	case edge:
+		d = time.Duration(a.HealthyEdgeInterval)
+	case !touched:
+		d = time.Duration(a.NoTrafficInterval)
+	default:
+		d = time.Duration(a.Interval)
+	}
+	if a.Jitter > 0 {
+		d = time.Duration(float64(d) * (1 + float64(a.Jitter)/100*(2*randFloat()-1)))
+	}
+	return d
+}
+
+// Backoff between attempts to watch, from gRPC's connection backoff (doc/connection-backoff.md), but never longer than
+// the interval: who is asked every 10 seconds can be watched as often.
+const (
+	watchBackoffBase   = time.Second
+	watchBackoffFactor = 1.6
+	watchBackoffJitter = 0.2
+)
+
+func watchBackoff(try int, most time.Duration) time.Duration {
+	d := float64(watchBackoffBase)
+	for range try {
+		if d >= float64(most) {
+			break
+		}
+		d *= watchBackoffFactor
+	}
+	d = min(d, float64(max(most, watchBackoffBase)))
+	return time.Duration(d * (1 + watchBackoffJitter*(2*randFloat()-1)))
+}
+
+// watch keeps a Watch open until the check stops. gRFC A17: a Watch that ends with any status but UNIMPLEMENTED is tried
+// again with exponential backoff, which a message resets.
+func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
+	ctx := c.g.ctx
+	t := c.g.target
+	t.Service = c.service
+	if !sleep(ctx, wait) {
+		return
+	}
+	for try := 0; ; try++ {
+		told := false
+		began := time.Now()
+		select { // what happened before concerns an earlier connection
+		case <-c.kick:
+		default:
+		}
+		err := c.watchOnce(ctx, w, &t, func(v Verdict) {
+			told = true
+			c.push(v)
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, ErrCannotWatch) {
+			// A17: not again on that connection. The next one may lead to a newer server.
+			select {
+			case <-c.kick:
+			case <-ctx.Done():
+				return
+			}
+			try = -1
+			if !sleep(ctx, watchBackoff(0, 0)) {
+				return
+			}
+			continue
+		}
+		if told {
+			try = 0
+			if errors.Is(err, ErrConnectionLost) && time.Since(began) > watchBackoffBase {
+				// A17: health goes with the connection. Another one tells at once what has become of the endpoint.
+				continue
+			}
+		}
+		c.lost(mode, err)
+		if !sleep(ctx, watchBackoff(try, time.Duration(c.g.settings.Interval))) {
+			return
+		}
+	}
+}
+
+func (c *checker) watchOnce(ctx context.Context, w Watcher, t *Target, report func(Verdict)) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.panicked(r)
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return w.Watch(ctx, t, report)
+}
+
+// lost deals with a Watch that has ended. Where nothing else tells about the endpoint it is unhealthy (A17:
+// TRANSIENT_FAILURE); else it is asked now.
+func (c *checker) lost(mode WatchMode, err error) {
+	if mode == WatchOnly {
+		c.push(Verdict{Answer: NoAnswer, Text: "the health watch ended: " + err.Error()})
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// If the timer has fired already, the probe is under way.
+	if !c.stopped && c.status != unhealthy && c.timer.Stop() {
+		c.timer.Reset(0)
+	}
+}
+
+// sleep waits; it is false when ctx has ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

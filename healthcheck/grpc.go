@@ -1,0 +1,235 @@
+package healthcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+)
+
+func init() { caddy.RegisterModule(new(GRPC)) }
+
+// The values of GRPC.Mode and GRPC.Unimplemented.
+const (
+	ModeAuto  = "auto"
+	ModeWatch = "watch"
+	ModeCheck = "check"
+
+	UnimplementedHealthy   = "healthy"
+	UnimplementedUnhealthy = "unhealthy"
+)
+
+// DefaultUserAgent is what health checks call themselves.
+const DefaultUserAgent = "caddy-grpc-proxy-health"
+
+// GRPC asks an upstream by gRPC's own health service, `grpc.health.v1.Health`, on the connections that its RPCs use.
+// SERVING is good; NOT_SERVING, UNKNOWN, an unknown service, any other status, and no answer in time are not.
+type GRPC struct {
+	// How to ask. `check` calls `Check` at each interval. `watch` calls `Watch` and lets the upstream tell of changes,
+	// which take effect at once; a server that hangs is noticed by PINGs of the connection only (`keepalive`). `auto`
+	// does both, and `Check` alone where the server has no `Watch`. Default: `auto`.
+	Mode string `json:"mode,omitempty"`
+
+	// The services to ask about, as the server names them; all of them must be serving. Default: the empty name, which
+	// stands for the server as a whole.
+	Services []string `json:"services,omitempty"`
+
+	// Ask about the service of each RPC as well, and keep only that service's RPCs away from an upstream where it is not
+	// serving or not known. The server has to report on each of its services. At most 64 services are asked about; RPCs
+	// of others go by `services` alone. Default: false.
+	PerRPC bool `json:"per_rpc,omitempty"`
+
+	// What an upstream without the health service is: `healthy` (gRFC A17; the check still proves that it answers) or
+	// `unhealthy`. Default: `healthy`.
+	Unimplemented string `json:"unimplemented,omitempty"`
+
+	// The `:authority` to ask with. Default: the upstream's host and port.
+	Authority string `json:"authority,omitempty"`
+
+	// Metadata to ask with. Global placeholders such as `{env.TOKEN}` are resolved when the configuration is loaded.
+	Headers http.Header `json:"headers,omitempty"`
+
+	metadata []h2.Field
+}
+
+// CaddyModule returns the Caddy module information.
+func (*GRPC) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: namespace + "grpc", New: func() caddy.Module { return new(GRPC) }}
+}
+
+// Provision prepares the metadata.
+func (g *GRPC) Provision(caddy.Context) error {
+	if g.Mode == "" {
+		g.Mode = ModeAuto
+	}
+	if g.Unimplemented == "" {
+		g.Unimplemented = UnimplementedHealthy
+	}
+	if g.Authority != "" {
+		g.Authority = caddy.NewReplacer().ReplaceKnown(g.Authority, "")
+	}
+	var err error
+	g.metadata, err = fieldsOf(g.Headers)
+	return err
+}
+
+// Validate refuses what is not known.
+func (g *GRPC) Validate() error {
+	if !slices.Contains([]string{ModeAuto, ModeWatch, ModeCheck}, g.Mode) {
+		return fmt.Errorf("health check grpc: mode %q is none of auto, watch, check", g.Mode)
+	}
+	if g.Unimplemented != UnimplementedHealthy && g.Unimplemented != UnimplementedUnhealthy {
+		return fmt.Errorf("health check grpc: unimplemented %q is none of healthy, unhealthy", g.Unimplemented)
+	}
+	for i, s := range g.Services {
+		if strings.ContainsAny(s, "/ \t") {
+			return fmt.Errorf("health check grpc: service %q is no name of a service; write it as pkg.Service", s)
+		}
+		if slices.Contains(g.Services[:i], s) {
+			return fmt.Errorf("health check grpc: service %q is named twice", s)
+		}
+	}
+	return nil
+}
+
+// fieldsOf makes the fields of configured metadata, sorted by name.
+func fieldsOf(h http.Header) ([]h2.Field, error) {
+	repl := caddy.NewReplacer()
+	fields := make([]h2.Field, 0, len(h))
+	for name, values := range h {
+		name := strings.ToLower(name)
+		if name == "" || strings.HasPrefix(name, ":") || strings.HasPrefix(name, "grpc-") || strings.Trim(name, "0123456789abcdefghijklmnopqrstuvwxyz_-.") != "" ||
+			slices.Contains([]string{"te", "content-type", "content-length", "connection", "host", "transfer-encoding", "upgrade", "keep-alive", "proxy-connection"}, name) {
+			return nil, fmt.Errorf("health check: header %q is not metadata that can be set", name)
+		}
+		for _, v := range values {
+			v = strings.TrimSpace(repl.ReplaceKnown(v, ""))
+			if strings.ContainsAny(v, "\r\n\x00") {
+				return nil, fmt.Errorf("health check: the value of header %q has a line break in it", name)
+			}
+			fields = append(fields, h2.Field{Name: name, Value: v, Sensitive: name == "authorization"})
+		}
+	}
+	slices.SortStableFunc(fields, func(a, b h2.Field) int { return strings.Compare(a.Name, b.Name) })
+	return fields, nil
+}
+
+// UnmarshalCaddyfile reads the check from the Caddyfile:
+//
+//	health_check grpc
+//
+// Its options are words of grpc_proxy's own block.
+func (*GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
+
+// Probe implements [Prober].
+func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
+	r, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", true)
+	if err != nil {
+		return noAnswer(ctx, t, err)
+	}
+	defer r.close()
+	msg, err := r.next(ctx)
+	if err != nil {
+		return noAnswer(ctx, t, err)
+	}
+	end, err := r.end(ctx)
+	switch {
+	case err != nil:
+		return noAnswer(ctx, t, err)
+	case end.code == grpcwire.OK && msg != nil:
+		return verdictOf(msg)
+	case end.code == grpcwire.OK:
+		return Verdict{NoAnswer, "the server's answer to the health check has no message"}
+	case end.code == grpcwire.Unimplemented:
+		return g.unimplemented(t, end)
+	case end.code == grpcwire.NotFound:
+		return Verdict{NotServing, unknownService(t.Service)}
+	}
+	return Verdict{NoAnswer, "the health check was answered with " + end.String()}
+}
+
+// unimplemented is the verdict on a server without the health service, which gRFC A17 wants to be taken as healthy.
+func (g *GRPC) unimplemented(t *Target, end ending) Verdict {
+	if g.Unimplemented == UnimplementedUnhealthy {
+		return Verdict{NotServing, "the server has no health service: " + end.String()}
+	}
+	t.noService(end.String())
+	return Verdict{Answer: Serving}
+}
+
+// noAnswer says what went wrong.
+func noAnswer(ctx context.Context, t *Target, err error) Verdict {
+	d, ok := ctx.Deadline()
+	// The server, which was told the deadline, may be the first to notice.
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || ok && time.Until(d) < t.Timeout/20 {
+		return Verdict{NoAnswer, fmt.Sprintf("no answer to the health check within %v", t.Timeout)}
+	}
+	return Verdict{NoAnswer, err.Error()}
+}
+
+// AskAbout implements [ServiceProber].
+func (g *GRPC) AskAbout() (services []string, perRPC bool) { return g.Services, g.PerRPC }
+
+// WatchMode implements [Watcher].
+func (g *GRPC) WatchMode() WatchMode {
+	switch g.Mode {
+	case ModeWatch:
+		return WatchOnly
+	case ModeCheck:
+		return NoWatch
+	}
+	return WatchAndProbe
+}
+
+// Watch implements [Watcher].
+func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error {
+	// The first message comes at once or the server hangs: "The server will immediately send back a message
+	// indicating the current serving status" (grpc/health/v1/health.proto). The stream itself has no end.
+	first, cancel := context.WithTimeoutCause(ctx, t.Timeout, fmt.Errorf("no answer to the health watch within %v", t.Timeout))
+	defer cancel()
+	wait := first
+	r, err := g.call(wait, t, "/grpc.health.v1.Health/Watch", false)
+	if err != nil {
+		return lostBy(err)
+	}
+	defer r.close()
+	for {
+		msg, err := r.next(wait)
+		if err != nil {
+			return lostBy(err)
+		}
+		if msg == nil {
+			break
+		}
+		report(verdictOf(msg))
+		wait = ctx
+	}
+	end, err := r.end(ctx)
+	if err != nil {
+		return lostBy(err)
+	}
+	if end.code == grpcwire.Unimplemented {
+		if g.Mode == ModeWatch {
+			report(g.unimplemented(t, end))
+		}
+		return ErrCannotWatch
+	}
+	return errors.New("the server ended it with " + end.String())
+}
+
+var (
+	_ caddy.Provisioner     = (*GRPC)(nil)
+	_ caddy.Validator       = (*GRPC)(nil)
+	_ caddyfile.Unmarshaler = (*GRPC)(nil)
+	_ ServiceProber         = (*GRPC)(nil)
+	_ Watcher               = (*GRPC)(nil)
+)

@@ -1,0 +1,378 @@
+package healthcheck
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+const (
+	isServing  = healthpb.HealthCheckResponse_SERVING
+	notServes  = healthpb.HealthCheckResponse_NOT_SERVING
+	hour       = caddy.Duration(time.Hour)
+	ms         = caddy.Duration(time.Millisecond)
+	testSecond = caddy.Duration(time.Second)
+)
+
+// What a server pushes takes effect without waiting for the next probe, in either direction.
+func TestWatchActsAtOnce(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	for _, mode := range []string{ModeAuto, ModeWatch} {
+		t.Run(mode, func(t *testing.T) {
+			b := backendtest.Start(t, backendtest.Options{})
+			a := active(t, &Active{Interval: hour, Timeout: 10 * testSecond, Fails: 5, Passes: 5}, &GRPC{Mode: mode})
+			s := attend(t, a, b.Addr()).State
+			if s.Usable() || s.Status().Condition != upstream.ConditionConnecting {
+				t.Errorf("before the first answer: usable %v, %+v", s.Usable(), s.Status())
+			}
+			eventually(t, "healthy", s.Usable)
+			for range 5 {
+				b.Health.SetServingStatus("", notServes)
+				eventually(t, "unusable", func() bool { return !s.Usable() })
+				if st := s.Status(); st.Condition != upstream.ConditionUnhealthy || !strings.Contains(st.Text, "NOT_SERVING") {
+					t.Errorf("status %+v", st)
+				}
+				b.Health.SetServingStatus("", isServing)
+				eventually(t, "usable again", s.Usable)
+			}
+		})
+	}
+}
+
+// A server that goes away while it is watched, and comes back on the same port.
+func TestWatchServerRestarts(t *testing.T) {
+	for _, mode := range []string{ModeAuto, ModeWatch} {
+		t.Run(mode, func(t *testing.T) {
+			wiretest.CheckLeaks(t)
+			b := backendtest.Start(t, backendtest.Options{})
+			a := active(t, &Active{Interval: 50 * ms, Timeout: 5 * testSecond, Fails: 1}, &GRPC{Mode: mode})
+			s := attend(t, a, b.Addr()).State
+			eventually(t, "healthy", s.Usable)
+			b.Stop()
+			eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+			backendtest.Start(t, backendtest.Options{Addr: b.Addr()})
+			eventually(t, "healthy again", s.Usable)
+		})
+	}
+}
+
+// A connection that is lost is no reason to think ill of an endpoint that can be reached by another.
+func TestWatchConnectionLost(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	a := active(t, &Active{Interval: hour, Timeout: 10 * testSecond}, &GRPC{Mode: ModeAuto})
+	end := attend(t, a, b.Addr())
+	eventually(t, "healthy", end.State.Usable)
+	told := make(chan upstream.Status, 16)
+	defer end.State.WatchStatus(func(_, to upstream.Status) { told <- to })()
+	b.CloseConns()
+	eventually(t, "a connection", func() bool { return b.Accepted() >= 2 })
+	// It is watched on the new one.
+	b.Health.SetServingStatus("", notServes)
+	for {
+		select {
+		case st := <-told:
+			if st.Reason == upstream.Unhealthy && strings.Contains(st.Text, "NOT_SERVING") {
+				return
+			}
+			if st.Reason == upstream.Unhealthy {
+				t.Errorf("told %+v of a connection that was lost", st)
+			}
+		case <-time.After(patience):
+			t.Fatal("not watched any more")
+		}
+	}
+}
+
+// healthServer answers Check as it is told and has no Watch.
+type healthServer struct {
+	healthpb.UnimplementedHealthServer
+	mu    sync.Mutex
+	check func(context.Context, *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error)
+	watch func(*healthpb.HealthCheckRequest, healthpb.Health_WatchServer) error
+}
+
+func (h *healthServer) Check(ctx context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	h.mu.Lock()
+	f := h.check
+	h.mu.Unlock()
+	if f == nil {
+		return h.UnimplementedHealthServer.Check(ctx, r)
+	}
+	return f(ctx, r)
+}
+
+func (h *healthServer) Watch(r *healthpb.HealthCheckRequest, s healthpb.Health_WatchServer) error {
+	if h.watch == nil {
+		return h.UnimplementedHealthServer.Watch(r, s)
+	}
+	return h.watch(r, s)
+}
+
+func (h *healthServer) answer(st healthpb.HealthCheckResponse_ServingStatus, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.check = func(context.Context, *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+		return &healthpb.HealthCheckResponse{Status: st}, err
+	}
+}
+
+// serve runs a grpc-go server with a health service of the test's, none if h is nil.
+func serve(t testing.TB, h healthpb.HealthServer) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	if h != nil {
+		healthpb.RegisterHealthServer(srv, h)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	t.Cleanup(func() {
+		srv.Stop()
+		<-done
+	})
+	return l.Addr().String()
+}
+
+func TestCheckOnlyServer(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	h := new(healthServer)
+	h.answer(isServing, nil)
+	a := active(t, &Active{Interval: 20 * ms, Timeout: 10 * ms * 1000}, new(GRPC))
+	s := attend(t, a, serve(t, h)).State
+	eventually(t, "healthy", s.Usable)
+	for _, bad := range []struct {
+		status healthpb.HealthCheckResponse_ServingStatus
+		err    error
+		text   string
+	}{
+		{notServes, nil, "NOT_SERVING"},
+		{healthpb.HealthCheckResponse_UNKNOWN, nil, "the server says UNKNOWN"},
+		{healthpb.HealthCheckResponse_SERVICE_UNKNOWN, nil, "SERVICE_UNKNOWN"},
+		{0, grpcstatus.Error(codes.NotFound, "what?"), "does not know the service"},
+		{0, grpcstatus.Error(codes.Unavailable, "overloaded"), "UNAVAILABLE: overloaded"},
+		{0, grpcstatus.Error(codes.Unauthenticated, "who are you?"), "UNAUTHENTICATED: who are you?"},
+	} {
+		h.answer(bad.status, bad.err)
+		eventually(t, "unhealthy by "+bad.text, func() bool { return s.Has(upstream.Unhealthy) })
+		if text := s.Status().Text; !strings.Contains(text, bad.text) {
+			t.Errorf("text %q, want %q in it", text, bad.text)
+		}
+		h.answer(isServing, nil)
+		eventually(t, "healthy again", s.Usable)
+	}
+}
+
+// A server without the health service is healthy (gRFC A17), unless configured otherwise.
+func TestUnimplemented(t *testing.T) {
+	addr := serve(t, nil)
+	for _, mode := range []string{ModeAuto, ModeWatch, ModeCheck} {
+		t.Run(mode, func(t *testing.T) {
+			wiretest.CheckLeaks(t)
+			s := attend(t, active(t, &Active{Interval: 20 * ms, Timeout: 5 * testSecond}, &GRPC{Mode: mode}), addr).State
+			eventually(t, "healthy", s.Usable)
+
+			s = attend(t, active(t, &Active{Interval: 20 * ms, Timeout: 5 * testSecond}, &GRPC{Mode: mode, Unimplemented: UnimplementedUnhealthy}), addr).State
+			eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+			if text := s.Status().Text; !strings.Contains(text, "no health service") {
+				t.Errorf("text %q", text)
+			}
+		})
+	}
+}
+
+// All of several services must be serving.
+func TestServices(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	b.Health.SetServingStatus("pkg.A", isServing)
+	a := active(t, &Active{Interval: 20 * ms, Timeout: 5 * testSecond}, &GRPC{Services: []string{"pkg.A", "pkg.B"}})
+	s := attend(t, a, b.Addr()).State
+	eventually(t, "unhealthy, since one service is unknown", func() bool {
+		st := s.Status()
+		return st.Condition == upstream.ConditionUnhealthy && strings.Contains(st.Text, "service pkg.B: ")
+	})
+	b.Health.SetServingStatus("pkg.B", isServing)
+	eventually(t, "healthy", s.Usable)
+	b.Health.SetServingStatus("pkg.A", notServes)
+	eventually(t, "unhealthy by the other", func() bool { return s.Has(upstream.Unhealthy) })
+}
+
+// Calls of one service leave an endpoint that still serves another.
+func TestPerRPC(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	b.Health.SetServingStatus("pkg.A", isServing)
+	b.Health.SetServingStatus("pkg.B", isServing)
+	a := active(t, &Active{Interval: hour, Timeout: 10 * testSecond}, &GRPC{PerRPC: true})
+	info, end := endpoint(t, b.Addr())
+	stop := a.Attend(info, end)
+	s := end.State
+	eventually(t, "healthy", s.Usable)
+	if !s.UsableFor("pkg.A") || !s.UsableFor("pkg.B") {
+		t.Error("not usable for a service that nothing bad is known of")
+	}
+	eventually(t, "both are asked about", func() bool {
+		s.UsableFor("pkg.A")
+		s.UsableFor("pkg.B")
+		return len(s.Services()) == 3
+	})
+	b.Health.SetServingStatus("pkg.A", notServes)
+	eventually(t, "pkg.A is not usable", func() bool { return !s.UsableFor("pkg.A") })
+	if !s.UsableFor("pkg.B") || !s.Usable() || s.Status().Condition != upstream.ConditionHealthy {
+		t.Errorf("pkg.B suffers from it: %+v", s.Status())
+	}
+	// Another configuration, while the first stops: it knows already.
+	again := active(t, &Active{Interval: hour, Timeout: 9 * testSecond}, &GRPC{PerRPC: true})
+	stop()
+	defer again.Attend(info, end)()
+	if s.UsableFor("pkg.A") {
+		t.Error("usable for pkg.A after a reload")
+	}
+	b.Health.SetServingStatus("pkg.A", isServing)
+	eventually(t, "pkg.A is usable", func() bool { return s.UsableFor("pkg.A") })
+	// Names come from clients; they are not all asked about.
+	for i := range 3 * maxServices {
+		s.UsableFor("made.Up" + strings.Repeat("x", i))
+	}
+	if n := len(s.Services()); n > maxServices {
+		t.Errorf("%d services are asked about", n)
+	}
+}
+
+// A probe that hangs is no answer, and the calls of a frozen server do not keep it in.
+func TestHangingProbe(t *testing.T) {
+	h := new(healthServer)
+	h.answer(isServing, nil)
+	a := active(t, &Active{Interval: 50 * ms, Timeout: 300 * ms}, &GRPC{Mode: ModeCheck})
+	s := attend(t, a, serve(t, h)).State
+	eventually(t, "healthy", s.Usable)
+	h.mu.Lock()
+	h.check = func(ctx context.Context, _ *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	h.mu.Unlock()
+	eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+	if st := s.Status(); !strings.Contains(st.Text, "300ms") && !strings.Contains(st.Text, "DEADLINE_EXCEEDED") {
+		t.Errorf("text %q", st.Text)
+	}
+	h.answer(isServing, nil)
+	eventually(t, "healthy again", s.Usable)
+}
+
+// A Watch that is accepted and never answered does not keep the endpoint waiting in auto mode, and is no answer in the
+// other.
+func TestHangingWatch(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	h := &healthServer{watch: func(_ *healthpb.HealthCheckRequest, s healthpb.Health_WatchServer) error {
+		<-s.Context().Done()
+		return s.Context().Err()
+	}}
+	h.answer(isServing, nil)
+	addr := serve(t, h)
+	s := attend(t, active(t, &Active{Interval: 50 * ms, Timeout: 300 * ms}, &GRPC{}), addr).State
+	eventually(t, "healthy", s.Usable)
+	s = attend(t, active(t, &Active{Interval: 50 * ms, Timeout: 300 * ms}, &GRPC{Mode: ModeWatch}), addr).State
+	eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+}
+
+// What a probe looks like to the server.
+func TestProbeOnTheWire(t *testing.T) {
+	type seen struct {
+		md      metadata.MD
+		service string
+		left    time.Duration
+	}
+	got := make(chan seen, 16)
+	h := new(healthServer)
+	h.check = func(ctx context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		d, _ := ctx.Deadline()
+		select {
+		case got <- seen{md, r.Service, time.Until(d)}:
+		default:
+		}
+		return &healthpb.HealthCheckResponse{Status: isServing}, nil
+	}
+	g := &GRPC{Mode: ModeCheck, Services: []string{"pkg.S"}, Authority: "health.example", Headers: http.Header{"X-Token": {"secret"}}}
+	a := active(t, &Active{Interval: hour, Timeout: 20 * testSecond}, g)
+	s := attend(t, a, serve(t, h)).State
+	eventually(t, "healthy", s.Usable)
+	q := <-got
+	if q.service != "pkg.S" || q.left <= 0 || q.left > 20*time.Second {
+		t.Errorf("service %q, %v left", q.service, q.left)
+	}
+	for key, want := range map[string]string{":authority": "health.example", "user-agent": DefaultUserAgent, "x-token": "secret"} {
+		if v := q.md.Get(key); len(v) != 1 || v[0] != want {
+			t.Errorf("%s is %q, want %q", key, v, want)
+		}
+	}
+}
+
+// Checks travel on the connections of the calls, or on the port they are told.
+func TestConnections(t *testing.T) {
+	traffic, other := backendtest.Start(t, backendtest.Options{}), backendtest.Start(t, backendtest.Options{})
+	end := attend(t, active(t, &Active{Interval: 10 * ms, Timeout: 5 * testSecond}, new(GRPC)), traffic.Addr())
+	eventually(t, "healthy", end.State.Usable)
+	if end.Conns() != 1 || traffic.Accepted() != 1 {
+		t.Errorf("%d connections in the pool, %d accepted", end.Conns(), traffic.Accepted())
+	}
+	other.Health.SetServingStatus("", notServes)
+	_, port, _ := net.SplitHostPort(other.Addr())
+	n, err := net.LookupPort("tcp", port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := attend(t, active(t, &Active{Port: n, Interval: 10 * ms, Timeout: 5 * testSecond}, new(GRPC)), traffic.Addr()).State
+	eventually(t, "unhealthy by the other port", func() bool { return strings.Contains(s.Status().Text, "NOT_SERVING") })
+}
+
+// An endpoint whose streams are all taken by calls is not ill.
+func TestBusyEndpoint(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{MaxConcurrentStreams: 1})
+	a := active(t, &Active{Interval: 20 * ms, Timeout: 10 * testSecond, Fails: 1}, &GRPC{Mode: ModeCheck})
+	addrs, _, err := upstream.Parse(b.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := transport.NewEndpoint(addrs[0], transport.Config{MaxConns: 1})
+	t.Cleanup(func() { _ = end.Destruct() })
+	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: end.State}
+	call := &Target{Endpoint: info, Address: addrs[0], Timeout: 10 * time.Second, conns: &connections{calls: end}}
+	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", false) // holds the only stream
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.close()
+	defer a.Attend(info, end)()
+	eventually(t, "healthy", end.State.Usable)
+	for range 5 {
+		before := b.Calls()["/grpc.health.v1.Health/Check"]
+		eventually(t, "another check", func() bool { return b.Calls()["/grpc.health.v1.Health/Check"] > before })
+	}
+	if !end.State.Usable() {
+		t.Errorf("a busy endpoint is %+v", end.State.Status())
+	}
+}
