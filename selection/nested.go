@@ -1,6 +1,7 @@
 package selection
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -12,6 +13,14 @@ import (
 
 // nested is a policy that another one chooses endpoints with; that one embeds it and so passes on what it can do.
 type nested struct{ child Policy }
+
+// orLeastRequest is the policy that is configured, or the one that the handler has by default too.
+func orLeastRequest(raw json.RawMessage) json.RawMessage {
+	if raw == nil {
+		raw = json.RawMessage(`{"policy":"least_request"}`)
+	}
+	return raw
+}
 
 // load loads the policy from the field of the module.
 func (n *nested) load(ctx caddy.Context, module any, field string) error {

@@ -1,0 +1,108 @@
+package selection
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// level is a part of a snapshot's endpoints and its share of the calls.
+type level struct {
+	endpoints []upstream.Endpoint
+	share     float64 // of 1
+}
+
+// buildLevels makes a picker that gives each level its share of the calls. The shares add up to 1.
+func (n *nested) buildLevels(s *upstream.Snapshot, list []level) Picker {
+	switch len(list) {
+	case 0:
+		return n.child.Build(part(s, nil))
+	case 1:
+		return n.child.Build(part(s, list[0].endpoints))
+	}
+	p := &levels{from: n.sources()}
+	sum := 0.0
+	for _, l := range list {
+		sum += l.share
+		p.upTo = append(p.upTo, uint64(math.Round(min(sum, 1)*whole)))
+		p.add(n.child.Build(part(s, l.endpoints)), l.endpoints)
+	}
+	p.upTo[len(list)-1] = whole
+	return p.pass(p)
+}
+
+// whole is all calls, in which shares are counted.
+const whole = 1_000_000
+
+// levels chooses a level first and lets its picker choose an endpoint.
+type levels struct {
+	owners
+	upTo []uint64 // the sums of the shares
+	from sources
+}
+
+// Pick implements [Picker]. If the level has nothing open, the others are asked in order.
+func (p *levels) Pick(in PickInfo) (int, bool) {
+	first := p.choose(in.Call)
+	if index, ok := p.pickers[first].Pick(in); ok {
+		return index, true
+	}
+	for i, q := range p.pickers {
+		if i == first {
+			continue
+		}
+		if index, ok := q.Pick(in); ok {
+			return index, true
+		}
+	}
+	return 0, false
+}
+
+// choose draws a level by its share. Calls with the same key come to the same one.
+func (p *levels) choose(c *call.Call) int {
+	if p.upTo[0] == whole {
+		return 0
+	}
+	var at uint64
+	if h, ok := p.from.hash(c); ok {
+		// Mixed, so that the keys of a level are not those of one stretch of a ring.
+		at = mix(h) % whole
+	} else {
+		at = uint64(randN(whole))
+	}
+	i := 0
+	for at >= p.upTo[i] {
+		i++
+	}
+	return i
+}
+
+const defaultOverprovisioning = 1.4
+
+func checkOverprovisioning(factor float64) error {
+	if factor != 0 && !(factor >= 1 && factor <= 100) {
+		return fmt.Errorf("overprovisioning_factor: %v is not between 1 and 100; 1.4 means that 72 percent of the endpoints can carry the load of all", factor)
+	}
+	return nil
+}
+
+// notSticky refuses a policy that binds clients to endpoints below one that draws among parts of them at random: the draw
+// would break the bond.
+func (n *nested) notSticky(outer string) error {
+	switch n.child.(type) {
+	case *Sticky, *Cookie:
+		return fmt.Errorf("policy: a sticky policy cannot be within %s, which would choose among endpoints before it; write %s as the fallback of the sticky policy", outer, outer)
+	}
+	return nil
+}
+
+func usable(endpoints []upstream.Endpoint) (n int) {
+	for i := range endpoints {
+		if endpoints[i].State.Usable() {
+			n++
+		}
+	}
+	return n
+}
