@@ -231,16 +231,21 @@ func (h *HTTP) makeRequest() (*http.Request, error) {
 
 // Watch implements [Source].
 func (h *HTTP) Watch(ctx context.Context, sink Sink) {
+	a := h.answers()
+	defer a.client.CloseIdleConnections()
+	poll(ctx, sink, h.asked, a.look)
+}
+
+// answers makes the client.
+func (h *HTTP) answers() *httpAnswers {
 	transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // the standard library's
 	if h.tls != nil {
 		transport.TLSClientConfig = h.tls
 	}
-	defer transport.CloseIdleConnections()
-	a := httpAnswers{refresh: time.Duration(h.Interval), request: h.request, client: &http.Client{
+	return &httpAnswers{refresh: time.Duration(h.Interval), request: h.request, client: &http.Client{
 		Transport: transport, Timeout: time.Duration(h.Timeout),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	poll(ctx, sink, h.asked, a.look)
 }
 
 // Refresh implements [Refresher].

@@ -147,7 +147,7 @@ func (p *ReverseProxy) ask(r *http.Request, forget bool) (list []upstream.Endpoi
 			err = fmt.Errorf("upstream address %q is not that of one socket", u.Dial)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.origin, err)
+			return nil, fmt.Errorf("%s: %w", p.origin, err) // A list with a hole would move its calls to the others.
 		}
 		list = append(list, upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].Dial, Origin: p.origin})
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -90,34 +91,45 @@ func TestReverseProxyPlugin(t *testing.T) {
 		case 0:
 			return []string{"tcp4/10.0.0.1:1", "unix//run/app.sock", "[::1]:1" + repl.ReplaceAll("{http.request.header.none}", "")}, nil
 		case 1:
-			return nil, errors.New("broken")
-		case 2:
 			panic("oh no")
-		case 3:
-			return []string{"{http.request.host}:1"}, nil
-		case 4:
-			return []string{"h2c://10.0.0.1:1"}, nil
-		case 5:
-			return []string{"10.0.0.1:1-2"}, nil
-		case 6:
-			return make([]string, maxEndpoints+1), nil
 		}
 		return []string{"10.0.0.9:1"}, nil
 	})
 	r := watch(t, src)
 	r.awaitList(t, "10.0.0.1:1", "unix//run/app.sock", "[::1]:1")
-	for i, want := range []string{
-		"reverse_proxy/test_plugin: broken", "panic: oh no", "placeholder that is not known", "is not that of one socket",
-		`"10.0.0.1:1-2" is not that of one socket`, "has 65537 upstreams; at most 65536 are allowed",
-	} {
-		step.Store(int32(i + 1))
-		src.Refresh() // Failures make the source wait longer and longer.
-		r.awaitError(t, want)
-	}
-	step.Store(7)
+	step.Store(1)
+	r.awaitError(t, "reverse_proxy/test_plugin: panic: oh no")
+	step.Store(2)
 	r.awaitList(t, "10.0.0.9:1")
 	if got := request.Load(); got.Method != "POST" || got.Header == nil || got.Body == nil || got.URL == nil {
 		t.Errorf("asked with %+v", got)
+	}
+}
+
+func TestReverseProxyErrors(t *testing.T) {
+	var (
+		dials  []string
+		broken error
+	)
+	src := plugin(t, func(*http.Request) ([]string, error) { return dials, broken })
+	if err := provision(t, src); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		dials []string
+		err   error
+		want  string
+	}{
+		{nil, errors.New("broken"), "reverse_proxy/test_plugin: broken"},
+		{[]string{"a:1", "{http.request.host}:1"}, nil, "placeholder that is not known"},
+		{[]string{"h2c://10.0.0.1:1"}, nil, `"h2c://10.0.0.1:1" is not that of one socket`},
+		{[]string{"10.0.0.1:1-2"}, nil, `"10.0.0.1:1-2" is not that of one socket`},
+		{make([]string, maxEndpoints+1), nil, "has 65537 upstreams; at most 65536 are allowed"},
+	} {
+		dials, broken = c.dials, c.err
+		if list, err := src.ask(request(t.Context()), false); err == nil || !strings.Contains(err.Error(), c.want) || list != nil {
+			t.Errorf("got %v, error %v; want %q", list, err, c.want)
+		}
 	}
 }
 
