@@ -4,6 +4,7 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
@@ -73,5 +74,20 @@ func optionalNumberOption(to **float64) func(*caddyfile.Dispenser) error {
 		}
 		*to = &x
 		return nil
+	}
+}
+
+// durationOrOffOption reads a duration above 0, or the word off, which is written as -1.
+func durationOrOffOption(to *caddy.Duration) func(*caddyfile.Dispenser) error {
+	read := durationOption(to)
+	return func(d *caddyfile.Dispenser) error {
+		if d.NextArg() {
+			if d.Val() == "off" {
+				*to = -1
+				return parseArgsEnd(d, "off")
+			}
+			d.Prev()
+		}
+		return read(d)
 	}
 }

@@ -34,6 +34,8 @@ var policies = []policy{
 	{"random_choose", func() selection.Policy { return &selection.RandomChoose{Choose: 3} }, selectiontest.Traits{Even: true, Least: true, Weighted: true}},
 	{"least_conn", func() selection.Policy { return new(selection.LeastConn) }, selectiontest.Traits{Even: true, Least: true, Weighted: true}},
 	{"peak_ewma", func() selection.Policy { return new(selection.PeakEWMA) }, selectiontest.Traits{Even: true, Least: true, Weighted: true, Remembers: true}},
+	{"orca", func() selection.Policy { return new(selection.ORCA) }, selectiontest.Traits{Even: true, Exact: true, Weighted: true, Remembers: true}},
+	{"orca", func() selection.Policy { return &selection.ORCA{EnableOOBLoadReport: true} }, selectiontest.Traits{Even: true, Exact: true, Weighted: true, Remembers: true}},
 	{"first", func() selection.Policy { return new(selection.First) }, selectiontest.Traits{Ordered: true}},
 }
 
