@@ -137,7 +137,7 @@ func TestADefaults(t *testing.T) {
 
 func TestLoneAddress(t *testing.T) {
 	parse := func(s string) (addrs []netip.Addr) {
-		for _, a := range strings.Fields(s) {
+		for a := range strings.FieldsSeq(s) {
 			addrs = append(addrs, netip.MustParseAddr(a))
 		}
 		return addrs

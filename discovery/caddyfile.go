@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 
@@ -96,21 +97,10 @@ func (w words) integer() (int, error) {
 	return n, nil
 }
 
-// noMore makes sure that neither an argument nor a block follows.
-func (w words) noMore(name string) error {
-	if w.NextArg() {
-		return w.Errf("%s: unexpected argument %q", name, w.Val())
-	}
-	if w.NextBlock(0) {
-		return w.Errf("%s takes no block", name)
-	}
-	return nil
-}
-
 // checkRefresh refuses intervals that would only load the one who is asked.
 func checkRefresh(refresh caddy.Duration) error {
 	if d := time.Duration(refresh); d < minRefresh {
-		return refreshError(d)
+		return fmt.Errorf("refresh is %v; the shortest is %v", d, minRefresh)
 	}
 	return nil
 }

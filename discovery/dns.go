@@ -20,15 +20,15 @@ const udpSize = 1232
 // maxChain bounds how many CNAME records are followed.
 const maxChain = 16
 
-// noRecords is the error for a name that does not exist, or has no records of the type: the server knows that there is
+// noRecordsError is the error for a name that does not exist, or has no records of the type: the server knows that there is
 // nothing, as opposed to a server that does not answer or is in trouble.
-type noRecords struct {
+type noRecordsError struct {
 	name   string
 	exists bool          // Whether there is such a name, with records of other types (NODATA), or not (NXDOMAIN).
 	ttl    time.Duration // How long that holds.
 }
 
-func (e *noRecords) Error() string {
+func (e *noRecordsError) Error() string {
 	if e.exists {
 		return fmt.Sprintf("DNS has no such record for the name %s", e.name)
 	}
@@ -57,7 +57,7 @@ func (c *dnsClient) records(ctx context.Context, o *resolveOptions, first int, n
 			return list, msg.Extra, ttl, nil
 		case msg.Rcode == dns.RcodeNameError, known, end == name:
 			// RFC 2308, section 2.1: the error is the name's at the end of the chain.
-			return nil, nil, 0, &noRecords{name: asked, exists: msg.Rcode != dns.RcodeNameError, ttl: min(ttl, negative)}
+			return nil, nil, 0, &noRecordsError{name: asked, exists: msg.Rcode != dns.RcodeNameError, ttl: min(ttl, negative)}
 		}
 		name = end // The server leaves the rest of the chain to us.
 	}
@@ -186,7 +186,7 @@ func (c *dnsClient) roundTrip(ctx context.Context, network, addr string, query *
 	if err != nil {
 		return nil, err
 	}
-	defer raw.Close() //nolint:errcheck // nothing is lost
+	defer raw.Close()
 	// Ends what waits when the time is over or nobody wants to know any more.
 	defer context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })()
 

@@ -135,7 +135,7 @@ func (w *fileWatch) list(info os.FileInfo) ([]upstream.Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, maxListSize+1))
 	if err != nil {
 		return nil, err

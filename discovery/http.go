@@ -276,7 +276,7 @@ func (a *httpAnswers) look(ctx context.Context, r *reporter) (time.Duration, err
 		}
 		return 0, fmt.Errorf("asking %s: %w", a.origin(), err)
 	}
-	defer response.Body.Close() //nolint:errcheck // nothing is lost
+	defer response.Body.Close()
 	where := a.origin()
 	switch {
 	case response.StatusCode == http.StatusNotModified && (a.etag != "" || a.lastModified != ""):

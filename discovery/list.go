@@ -53,8 +53,7 @@ func splitJSON(raw []byte) ([]listItem, error) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	fail := func(err error) error {
 		at := d.InputOffset()
-		var syntax *json.SyntaxError
-		if errors.As(err, &syntax) {
+		if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 			at = syntax.Offset
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {

@@ -107,7 +107,7 @@ func (d *DNS) wait(ttl time.Duration) time.Duration {
 
 // waitAfter is how long to wait after an error; 0 leaves it to the number of failures.
 func (d *DNS) waitAfter(err error) time.Duration {
-	if none, ok := errors.AsType[*noRecords](err); ok && none.ttl > 0 {
+	if none, ok := errors.AsType[*noRecordsError](err); ok && none.ttl > 0 {
 		return d.wait(none.ttl)
 	}
 	return 0

@@ -2,7 +2,6 @@ package discovery
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -22,10 +21,6 @@ const (
 	firstHold = time.Second
 	lastHold  = 30 * time.Second
 )
-
-func refreshError(d time.Duration) error {
-	return fmt.Errorf("refresh is %v; the shortest is %v", d, minRefresh)
-}
 
 // look finds out what endpoints there are, and tells the reporter. next is when to look again; 0 means as long as
 // failures make it. An error was not reported yet.
@@ -114,7 +109,7 @@ func (r *reporter) update(list []upstream.Endpoint) {
 	}
 	if !r.current {
 		r.last, r.known, r.current = list, true, true
-		r.sink.Update(list)
+		r.sink.Update(slices.Clone(list)) // A sink may change its list; ours is what the next one is compared with.
 	}
 }
 

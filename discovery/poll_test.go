@@ -175,3 +175,54 @@ func TestPollRefresh(t *testing.T) {
 		}
 	})
 }
+
+// spoiler is a sink that changes its lists.
+type spoiler struct{ *recorder }
+
+func (s spoiler) Update(list []upstream.Endpoint) {
+	s.recorder.Update(list)
+	for i := range list {
+		list[i].Weight = 7
+	}
+}
+
+// TestReporter: a list that stays is handed on once, whatever the sink does with it.
+func TestReporter(t *testing.T) {
+	sink := newRecorder()
+	r := &reporter{sink: spoiler{sink}}
+	list := func() []upstream.Endpoint {
+		return []upstream.Endpoint{{Network: "tcp", Address: "a:1", Metadata: map[string]string{"k": "v"}}}
+	}
+	expect := func(updates, errs int) {
+		t.Helper()
+		if u, e := sink.count(); u != updates || e != errs {
+			t.Errorf("%d updates, %d errors; want %d, %d", u, e, updates, errs)
+		}
+	}
+	r.update(nil)
+	expect(1, 0) // That there are none is news, too.
+	r.update([]upstream.Endpoint{})
+	expect(1, 0)
+	r.update(list())
+	r.update(list())
+	expect(2, 0)
+	r.fail(errors.New("broken"))
+	r.update(list())
+	expect(3, 1)
+	for i, change := range []func(e *upstream.Endpoint){
+		func(e *upstream.Endpoint) { e.Network = "unix" },
+		func(e *upstream.Endpoint) { e.Address = "b:1" },
+		func(e *upstream.Endpoint) { e.Name = "b" },
+		func(e *upstream.Endpoint) { e.Weight = 7 },
+		func(e *upstream.Endpoint) { e.Priority = 1 },
+		func(e *upstream.Endpoint) { e.Locality.Zone = "z" },
+		func(e *upstream.Endpoint) { e.Origin = "x" },
+		func(e *upstream.Endpoint) { e.Metadata = map[string]string{"k": "w"} },
+	} {
+		l := list()
+		change(&l[0])
+		r.update(l)
+		r.update(list())
+		expect(5+2*i, 1)
+	}
+}

@@ -33,7 +33,7 @@ type dnsServer struct {
 // no such file.
 func readResolvConf(file string) (o resolveOptions, ok bool) {
 	o = resolveOptions{ndots: 1, timeout: 5 * time.Second, attempts: 2}
-	raw, err := os.ReadFile(file)
+	raw, err := os.ReadFile(file) //nolint:gosec // the system's file
 	if err != nil {
 		return o, false
 	}

@@ -20,7 +20,7 @@ import (
 var ErrNoEndpoints = errors.New("no endpoints")
 
 // Unwrap makes it an ErrNoEndpoints.
-func (e *noRecords) Unwrap() error { return ErrNoEndpoints }
+func (e *noRecordsError) Unwrap() error { return ErrNoEndpoints }
 
 // resolver looks names up: in the system's hosts file, then in DNS. It knows how long an answer holds, which Go's own
 // resolver does not tell.
@@ -134,12 +134,12 @@ func (r *resolver) allOf(ctx context.Context, o *resolveOptions, first int, full
 	var (
 		addrs       []netip.Addr
 		ttl         = maxTTL
-		none        *noRecords
+		none        *noRecordsError
 		trouble     error
 		anyAnswered bool
 	)
 	for i, t := range types {
-		switch nothing, isNothing := errors.AsType[*noRecords](errs[i]); {
+		switch nothing, isNothing := errors.AsType[*noRecordsError](errs[i]); {
 		case errs[i] == nil:
 			k.addrs[t] = found[i]
 			ttl = min(ttl, ttls[i])
@@ -190,7 +190,7 @@ func (r *resolver) services(ctx context.Context, name string, k *known) (list []
 // search tries the full names that a name may stand for until one is there. found is the one that was there last time.
 func search(ctx context.Context, o *resolveOptions, name string, found *string, try func(full string) error) error {
 	var (
-		none    *noRecords
+		none    *noRecordsError
 		trouble error
 	)
 	candidates := o.candidates(name)
@@ -200,7 +200,7 @@ func search(ctx context.Context, o *resolveOptions, name string, found *string, 
 			*found = full
 			return nil
 		}
-		if nothing, ok := errors.AsType[*noRecords](err); ok {
+		if nothing, ok := errors.AsType[*noRecordsError](err); ok {
 			none = none.or(nothing)
 			continue
 		}
@@ -224,17 +224,17 @@ func search(ctx context.Context, o *resolveOptions, name string, found *string, 
 }
 
 // or joins two findings that there is nothing.
-func (e *noRecords) or(other *noRecords) *noRecords {
+func (e *noRecordsError) or(other *noRecordsError) *noRecordsError {
 	if e == nil {
 		return other
 	}
-	return &noRecords{name: e.name, exists: e.exists || other.exists, ttl: min(e.ttl, other.ttl)}
+	return &noRecordsError{name: e.name, exists: e.exists || other.exists, ttl: min(e.ttl, other.ttl)}
 }
 
 // goError tells Go's errors apart.
 func goError(err error, name string) error {
 	if e, ok := errors.AsType[*net.DNSError](err); ok && e.IsNotFound {
-		return &noRecords{name: name}
+		return &noRecordsError{name: name}
 	}
 	return err
 }

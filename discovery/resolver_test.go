@@ -85,7 +85,7 @@ func TestResolve(t *testing.T) {
 		t.Errorf("got %s; want an error", got)
 	}
 	_, _, err := r.addresses(t.Context(), "nobody.test.", both, new(known))
-	none, ok := errors.AsType[*noRecords](err)
+	none, ok := errors.AsType[*noRecordsError](err)
 	if !errors.Is(err, ErrNoEndpoints) || !ok || none.exists || none.ttl != time.Minute {
 		t.Errorf("got %#v; want no such name, for a minute", err)
 	}

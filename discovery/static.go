@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -135,7 +136,7 @@ func (s *Static) Provision(caddy.Context) error {
 
 // Watch implements [Source].
 func (s *Static) Watch(ctx context.Context, sink Sink) {
-	sink.Update(s.list)
+	sink.Update(slices.Clone(s.list))
 	<-ctx.Done()
 }
 
