@@ -61,7 +61,7 @@ func TestListErrors(t *testing.T) {
 		{false, "[\n{\"address\": \"a:1\"},\n", "line 3: the list breaks off"},
 		{false, `[{"address": "a:1"}] x`, "something follows the list"},
 		{false, `[{"address": "a:1"}][]`, "something follows the list"},
-		{false, "[\n\n{\"adress\": \"a:1\"}]", `line 3: entry 1: unknown field "adress"`},
+		{false, "[\n\n{\"host\": \"a:1\"}]", `line 3: entry 1: unknown field "host"`},
 		{false, `["a:1"]`, `entry 1: want an object, {"address": "host:port"}, not a string`},
 		{false, `[null]`, `entry 1: want an object, {"address": "host:port"}, not null`},
 		{false, `[{}]`, "entry 1: address is missing; write host:port"},

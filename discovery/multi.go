@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -18,14 +19,26 @@ import (
 func init() { caddy.RegisterModule(new(Multi)) }
 
 // Multi joins the endpoints of several sources into one list, in the order of the sources. A source that fails keeps its
-// last endpoints in the list, and does not keep the others' changes from being seen.
+// last endpoints in the list, and does not keep the others' changes from being seen. That holds across reloads for a
+// source whose configuration stays the same.
 type Multi struct {
 	// The sources. Required.
 	SourcesRaw []json.RawMessage `json:"sources,omitempty" caddy:"namespace=http.grpc_proxy.discovery inline_key=source"`
 
 	sources []Source
 	names   []string
+	lease   *upstream.Lease[*memory]
+	last    []*memory
 }
+
+// memory is the last list of a member, for the same member in the configuration after this one: else a reload would drop
+// the endpoints of all members but the first to be heard, for as long as the others take.
+type memory struct{ list atomic.Pointer[[]upstream.Endpoint] }
+
+// Destruct implements caddy.Destructor.
+func (*memory) Destruct() error { return nil }
+
+var memories = upstream.NewPool[*memory]()
 
 // CaddyModule returns the Caddy module information.
 func (*Multi) CaddyModule() caddy.ModuleInfo {
@@ -63,6 +76,14 @@ func (m *Multi) Provision(ctx caddy.Context) error {
 	if len(m.SourcesRaw) == 0 {
 		return errors.New("sources is empty; list at least one source")
 	}
+	m.lease = memories.NewLease()
+	for _, raw := range m.SourcesRaw {
+		last, err := m.lease.Acquire(string(raw), func() (*memory, error) { return new(memory), nil })
+		if err != nil {
+			return err
+		}
+		m.last = append(m.last, last)
+	}
 	mods, err := ctx.LoadModule(m, "SourcesRaw")
 	if err != nil {
 		return fmt.Errorf("loading the sources: %w", err)
@@ -78,12 +99,23 @@ func (m *Multi) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// Cleanup implements caddy.CleanerUpper.
+func (m *Multi) Cleanup() error {
+	m.lease.Release()
+	return nil
+}
+
 // Watch implements [Source].
 func (m *Multi) Watch(ctx context.Context, sink Sink) {
 	j := &joined{sink: sink, lists: make([][]upstream.Endpoint, len(m.sources)), heard: make([]bool, len(m.sources))}
+	for i, last := range m.last {
+		if list := last.list.Load(); list != nil {
+			j.lists[i] = *list
+		}
+	}
 	var wg sync.WaitGroup
 	for i, source := range m.sources {
-		member := &joinedMember{joined: j, i: i, name: m.names[i]}
+		member := &joinedMember{joined: j, i: i, name: m.names[i], last: m.last[i]}
 		wg.Go(func() {
 			defer func() {
 				if p := recover(); p != nil {
@@ -119,13 +151,16 @@ type joinedMember struct {
 	*joined
 	i    int
 	name string
+	last *memory
 }
 
 // Update implements [Sink].
 func (m *joinedMember) Update(endpoints []upstream.Endpoint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lists[m.i], m.heard[m.i], m.found = slices.Clone(endpoints), true, true
+	list := slices.Clone(endpoints)
+	m.lists[m.i], m.heard[m.i], m.found = list, true, true
+	m.last.list.Store(&list)
 	m.tell()
 }
 
@@ -158,5 +193,6 @@ func (j *joined) tell() {
 var (
 	_ Refresher             = (*Multi)(nil)
 	_ caddy.Provisioner     = (*Multi)(nil)
+	_ caddy.CleanerUpper    = (*Multi)(nil)
 	_ caddyfile.Unmarshaler = (*Multi)(nil)
 )

@@ -37,13 +37,18 @@ func multiOf(t *testing.T, sources ...any) *Multi {
 	t.Helper()
 	m := new(Multi)
 	for _, s := range sources {
-		raw, err := json.Marshal(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m.SourcesRaw = append(m.SourcesRaw, raw)
+		m.SourcesRaw = append(m.SourcesRaw, mustJSON(t, s))
 	}
 	return m
+}
+
+func mustJSON(t *testing.T, v any) []byte {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 type object = map[string]any
@@ -74,11 +79,47 @@ func TestMulti(t *testing.T) {
 	r.awaitList(t, "static:1,p=1", "10.0.0.2:1,name=svc.test")
 }
 
+// TestMultiReload: what a member had found stays in force until the same member of the next configuration has found out.
+func TestMultiReload(t *testing.T) {
+	s := dnstest.New(t)
+	s.Set(t, "svc.test. 3600 IN A 10.0.0.1")
+	path := filepath.Join(t.TempDir(), "endpoints.json")
+	put(t, path, `[{"address": "file:1"}]`)
+	sources := []any{
+		object{"source": "file", "path": path, "refresh": "100ms"},
+		object{"source": "a", "name": "svc.test.", "port": "1", "resolver": Resolver{Addresses: []string{s.Addr}}},
+	}
+	first := multiOf(t, sources...)
+	r := watch(t, first)
+	r.awaitList(t, "file:1", "10.0.0.1:1,name=svc.test")
+
+	s.SetMood(dnstest.Silent)
+	put(t, path, `[{"address": "file:2"}]`)
+	second := multiOf(t, sources...)
+	r = watch(t, second)
+	r.awaitList(t, "file:2", "10.0.0.1:1,name=svc.test")
+	if updates, _ := r.count(); updates != 1 {
+		t.Errorf("%d updates; the first list is the whole one", updates)
+	}
+	// When nobody needs it any more, it is forgotten.
+	if n, ok := memories.References(string(mustJSON(t, sources[1]))); !ok || n != 2 {
+		t.Errorf("%d references", n)
+	}
+	for _, m := range []*Multi{first, second, second} { // Twice, as after a failed start.
+		if err := m.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok := memories.References(string(mustJSON(t, sources[1]))); ok {
+		t.Error("the list is kept though nobody needs it")
+	}
+}
+
 // TestMultiNothingYet: that there are no endpoints is said only when every member was heard.
 func TestMultiNothingYet(t *testing.T) {
 	sink := newRecorder()
 	j := &joined{sink: sink, lists: make([][]upstream.Endpoint, 3), heard: make([]bool, 3)}
-	member := func(i int) *joinedMember { return &joinedMember{joined: j, i: i, name: "x"} }
+	member := func(i int) *joinedMember { return &joinedMember{joined: j, i: i, name: "x", last: new(memory)} }
 	expect := func(updates, errs int) {
 		t.Helper()
 		if u, e := sink.count(); u != updates || e != errs {
