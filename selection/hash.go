@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -67,9 +68,7 @@ func (h *Hashing) unmarshal(d *caddyfile.Dispenser, more options) error {
 		}
 	}
 	words := options{"key": key, "fallback": policyOption(&h.FallbackRaw)}
-	for word, read := range more {
-		words[word] = read
-	}
+	maps.Copy(words, more)
 	return words.parse(d, name, "key")
 }
 

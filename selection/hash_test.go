@@ -20,7 +20,7 @@ import (
 
 // mustLoad loads a policy from JSON. What its provisioning starts is stopped with the process.
 func mustLoad(config string) selection.Policy {
-	ctx, _ := caddy.NewContext(caddy.Context{Context: context.Background()}) //nolint:govet // see above
+	ctx, _ := caddy.NewContext(caddy.Context{Context: context.Background()})
 	mod, err := ctx.LoadModule(&host{PolicyRaw: json.RawMessage(config)}, "PolicyRaw")
 	if err != nil {
 		panic(fmt.Sprintf("%s: %v", config, err))

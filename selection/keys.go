@@ -148,7 +148,7 @@ func checkMetadataKey(key string) error {
 	for i := range len(key) {
 		c := key[i]
 		if (c < '0' || c > '9') && (c < 'a' || c > 'z') && c != '_' && c != '-' && c != '.' {
-			return fmt.Errorf("%q is not a metadata key: %q is none of a-z, 0-9, _, - and .", key, c)
+			return fmt.Errorf("%q is not a metadata key: %q is none of a-z 0-9 _ . -", key, c)
 		}
 	}
 	// gRFC A76 refuses request_hash_header values that end with -bin too: the same bytes are written in more than one way.

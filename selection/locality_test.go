@@ -54,13 +54,15 @@ func TestLocalityShares(t *testing.T) {
 		{"too few to be preferred", Locality{here: zone("a"), MinEndpoints: 3}, []group{{zone("a"), 2, 0}, {zone("b"), 8, 0}}, []float64{20, 80}},
 		{"enough to be preferred", Locality{here: zone("a"), MinEndpoints: 2}, []group{{zone("a"), 2, 0}, {zone("b"), 2, 0}}, []float64{100, 0}},
 		{
-			"nearest first", Locality{here: full("eu", "eu-1", "r7"), Share: 25, OverprovisioningFactor: 1},
+			"nearest first",
+			Locality{here: full("eu", "eu-1", "r7"), Share: 25, OverprovisioningFactor: 1},
 			// Up to here are 10, 15, 20 and 100 percent of the endpoints.
 			[]group{{full("eu", "eu-1", "r7"), 10, 0}, {full("eu", "eu-1", "r8"), 5, 0}, {full("eu", "eu-2", "r7"), 5, 0}, {full("us", "eu-1", "r7"), 80, 0}},
 			[]float64{40, 20, 20, 20},
 		},
 		{
-			"sub-zone is not looked at", Locality{here: full("eu", "eu-1", "")},
+			"sub-zone is not looked at",
+			Locality{here: full("eu", "eu-1", "")},
 			[]group{{full("eu", "eu-1", "r7"), 5, 0}, {full("eu", "eu-1", "r8"), 5, 0}, {full("eu", "eu-2", "r7"), 10, 0}},
 			[]float64{50, 50, 0},
 		},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -93,8 +94,8 @@ func (p *Maglev) Build(s *upstream.Snapshot) Picker {
 // in Envoy's maglev_lb.cc.
 //
 // An endpoint with the weight w has its k-th turn in round ceil(k × greatest / w), as there, so each gets one in the
-// first round. Whose turn comes in a round is kept in a queue per round: with weights far apart there are many rounds,
-// and nobody asks all endpoints in each.
+// first round. Who comes in a round is kept in a list per round: with weights far apart there are many rounds, and nobody
+// asks all endpoints in each.
 func newTable(s *upstream.Snapshot, size int) []int32 {
 	n := len(s.Endpoints)
 	if n == 0 {
@@ -102,10 +103,10 @@ func newTable(s *upstream.Snapshot, size int) []int32 {
 	}
 	order, keys := hashOrder(s)
 	type filler struct {
-		at, skip     int
-		turns        int64
-		weight       int64
-		place, queue int32 // The next in the queue of the same round, -1 for none.
+		at, skip      int
+		turns, weight int64
+		place         int32
+		next          int32 // in the list of the same round
 	}
 	fillers := make([]filler, n)
 	greatest := int64(0)
@@ -118,40 +119,32 @@ func newTable(s *upstream.Snapshot, size int) []int32 {
 			skip:   int(seeded.Sum64()%uint64(max(size-1, 1))) + 1,
 			weight: int64(s.Endpoints[place].EffectiveWeight()),
 			place:  place,
+			next:   int32(i) + 1,
 		}
 		greatest = max(greatest, fillers[i].weight)
 	}
-	// The endpoint with the greatest weight fills an entry in every round.
-	type queue struct{ first, last int32 }
-	rounds := make([]queue, size+1)
-	for i := range rounds {
-		rounds[i] = queue{-1, -1}
+	const none = -1
+	fillers[n-1].next = none
+	// The endpoint with the greatest weight fills an entry in every round, so there are no more rounds than entries.
+	lists := make([]int32, size+2)
+	for i := range lists {
+		lists[i] = none
 	}
-	push := func(round int64, i int32) {
-		if round > int64(size) {
-			return // The table is full by then.
-		}
-		fillers[i].queue = -1
-		q := &rounds[round]
-		if q.first < 0 {
-			q.first = i
-		} else {
-			fillers[q.last].queue = i
-		}
-		q.last = i
-	}
-	for i := range fillers {
-		push(1, int32(i))
-	}
+	lists[1] = 0
 	table := make([]int32, size)
 	for i := range table {
-		table[i] = -1
+		table[i] = none
 	}
-	filled := 0
-	for round := int64(1); ; round++ {
-		for i := rounds[round].first; i >= 0; {
+	var turn []int32
+	for round, filled := int64(1), 0; ; round++ {
+		turn = turn[:0]
+		for i := lists[round]; i != none; i = fillers[i].next {
+			turn = append(turn, i)
+		}
+		slices.Sort(turn)
+		for _, i := range turn {
 			f := &fillers[i]
-			for table[f.at] >= 0 {
+			for table[f.at] != none {
 				if f.at += f.skip; f.at >= size {
 					f.at -= size
 				}
@@ -160,10 +153,10 @@ func newTable(s *upstream.Snapshot, size int) []int32 {
 			if filled++; filled == size {
 				return table
 			}
-			next := f.queue
 			f.turns++
-			push(max(round+1, (f.turns*greatest+f.weight-1)/f.weight), i)
-			i = next
+			if next := max(round+1, (f.turns*greatest+f.weight-1)/f.weight); next <= int64(size) {
+				f.next, lists[next] = lists[next], i
+			}
 		}
 	}
 }

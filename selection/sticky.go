@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -160,7 +161,7 @@ func (p *Sticky) Validate() error {
 	if p.SameSite != "" && p.SameSite != sameSiteLax && p.SameSite != sameSiteStrict && p.SameSite != sameSiteNone {
 		return fmt.Errorf("same_site: %q is none of lax, strict, none", p.SameSite)
 	}
-	if err := (&http.Cookie{Name: p.Cookie, Path: p.Path, Value: "x"}).Valid(); err != nil {
+	if err := (&http.Cookie{Name: p.Cookie, Path: p.Path, Value: "x"}).Valid(); err != nil { //nolint:gosec // a check of name and path
 		return fmt.Errorf("cookie: name %q, path %q: %w", p.Cookie, p.Path, err)
 	}
 	return nil
@@ -175,7 +176,7 @@ func (p *Sticky) withPriorities() Policy {
 
 // Build implements [Policy].
 func (p *Sticky) Build(s *upstream.Snapshot) Picker {
-	all := append(s.Endpoints[:len(s.Endpoints):len(s.Endpoints)], s.Draining...)
+	all := slices.Concat(s.Endpoints, s.Draining)
 	k := &sticky{
 		policy:     p,
 		candidates: newCandidates(&upstream.Snapshot{Endpoints: all}),
@@ -258,7 +259,7 @@ func (p *Sticky) tokenOf(c *call.Call) string {
 
 // cookie is the value of set-cookie.
 func (p *Sticky) cookie(token string, overTLS bool) string {
-	k := http.Cookie{
+	k := http.Cookie{ //nolint:gosec // SameSite follows
 		Name: p.Cookie, Value: token, Path: p.Path, HttpOnly: true, Secure: p.Secure || overTLS,
 		MaxAge: int(time.Duration(p.MaxAge) / time.Second),
 	}
