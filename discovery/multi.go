@@ -33,7 +33,9 @@ type Multi struct {
 
 // memory is the last list of a member, for the same member in the configuration after this one: else a reload would drop
 // the endpoints of all members but the first to be heard, for as long as the others take.
-type memory struct{ list atomic.Pointer[[]upstream.Endpoint] }
+type memory struct {
+	list atomic.Pointer[[]upstream.Endpoint]
+}
 
 // Destruct implements caddy.Destructor.
 func (*memory) Destruct() error { return nil }
