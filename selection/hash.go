@@ -123,25 +123,25 @@ type wheel struct {
 
 // walk returns the first open endpoint from the slot on that has room for one more call.
 func (w *wheel) walk(slot int, h uint64, tried []int) (int, bool) {
-	var load load
+	var all sums
 	if w.bound != nil {
-		load = w.bound.load(&w.candidates)
+		all = w.bound.sums(&w.candidates)
 	}
 	for range min(len(w.slots), maxWalk) {
 		place := int(w.slots[slot])
-		if w.open(place, tried) && (w.bound == nil || w.bound.room(load, place, w.states[place].Active())) {
+		if w.open(place, tried) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
 			return w.index(place), true
 		}
 		if slot++; slot == len(w.slots) {
 			slot = 0
 		}
 	}
-	return w.search(load, h, tried)
+	return w.search(all, h, tried)
 }
 
 // search looks at all endpoints, when an open one with room was looked for in vain where the key would have it. Among
 // several the one with the highest rank for the key is picked; if all are full, the one with the least load.
-func (w *wheel) search(load load, h uint64, tried []int) (int, bool) {
+func (w *wheel) search(all sums, h uint64, tried []int) (int, bool) {
 	var (
 		best, spare int
 		ok, spared  bool
@@ -150,7 +150,7 @@ func (w *wheel) search(load load, h uint64, tried []int) (int, bool) {
 	for i, s := range w.states {
 		switch r := mix(h ^ uint64(i)<<32); {
 		case !w.open(i, tried):
-		case w.bound == nil || w.bound.room(load, i, s.Active()):
+		case w.bound == nil || w.bound.room(all, i, s.Active()):
 			if !ok || r > highest {
 				best, highest, ok = i, r, true
 			}

@@ -71,10 +71,10 @@ func (b *bound) look(place int, s *upstream.State) {
 	}
 }
 
-// load is the sums at one moment.
-type load struct{ active, weight int64 }
+// sums are the active calls and the weights of all endpoints at one moment.
+type sums struct{ active, weight int64 }
 
-func (b *bound) load(c *candidates) load {
+func (b *bound) sums(c *candidates) sums {
 	n := c.len()
 	first := 0
 	if n > observed {
@@ -87,12 +87,12 @@ func (b *bound) load(c *candidates) load {
 		}
 		b.look(place, c.states[place])
 	}
-	return load{b.active.Load(), b.weight.Load()}
+	return sums{b.active.Load(), b.weight.Load()}
 }
 
 // room tells whether an endpoint with so many calls can have one more: active < ceil(x) is active < x for whole numbers.
-func (b *bound) room(l load, place int, active int64) bool {
-	return active <= 0 || active*100*l.weight < (l.active+1)*b.factor*b.weights[place]
+func (b *bound) room(all sums, place int, active int64) bool {
+	return active <= 0 || active*100*all.weight < (all.active+1)*b.factor*b.weights[place]
 }
 
 // less tells whether the endpoint at p has less to do for its weight than the one at q.
