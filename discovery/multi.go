@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -60,6 +61,9 @@ func (m *Multi) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	for d.NextBlock(0) {
 		name := d.Val()
+		if _, err := caddy.GetModule(namespace + name); err != nil {
+			return d.Errf("there is no source of upstreams %q; available: %s", name, available())
+		}
 		mod, err := caddyfile.UnmarshalModule(d, namespace+name)
 		if err != nil {
 			return err
@@ -71,6 +75,16 @@ func (m *Multi) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		m.SourcesRaw = append(m.SourcesRaw, caddyconfig.JSONModuleObject(source, "source", name, nil))
 	}
 	return nil
+}
+
+// available lists the sources there are.
+func available() string {
+	modules := caddy.GetModules(strings.TrimSuffix(namespace, "."))
+	names := make([]string, len(modules))
+	for i, m := range modules {
+		names[i] = m.ID.Name()
+	}
+	return strings.Join(names, ", ")
 }
 
 // Provision implements caddy.Provisioner.

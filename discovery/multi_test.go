@@ -171,7 +171,7 @@ func TestMultiConfig(t *testing.T) {
 			`{"name":"svc.test","port":"1","refresh":5000000000,"source":"a"},` +
 			`{"source":"multi","sources":[{"path":"/run/list","source":"file"}]}]}`},
 		{input: "multi a", err: "wrong argument count"},
-		{input: "multi {\n nobody\n}", err: "http.grpc_proxy.discovery.nobody"},
+		{input: "multi {\n nobody\n}", err: `there is no source of upstreams "nobody"; available: a, file, http, multi, reverse_proxy, srv, static`},
 		{input: "multi {\n a svc 1 2\n}", err: "wrong argument count"},
 	})
 	if _, err := fromCaddyfile(t, "multi {\n test_scripted\n}"); err == nil || !strings.Contains(err.Error(), "is not a Caddyfile unmarshaler") {
