@@ -36,6 +36,7 @@ var policies = []policy{
 	{"peak_ewma", func() selection.Policy { return new(selection.PeakEWMA) }, selectiontest.Traits{Even: true, Least: true, Weighted: true, Remembers: true}},
 	{"orca", func() selection.Policy { return new(selection.ORCA) }, selectiontest.Traits{Even: true, Exact: true, Weighted: true, Remembers: true}},
 	{"orca", func() selection.Policy { return &selection.ORCA{EnableOOBLoadReport: true} }, selectiontest.Traits{Even: true, Exact: true, Weighted: true, Remembers: true}},
+	{"least_load", func() selection.Policy { return new(selection.LeastLoad) }, selectiontest.Traits{Even: true, Least: true, Weighted: true, Remembers: true}},
 	{"first", func() selection.Policy { return new(selection.First) }, selectiontest.Traits{Ordered: true}},
 }
 

@@ -127,7 +127,8 @@ func (s suite) testLearningOthers(t *testing.T) {
 // testRemembers teaches a picker, in a time that is not real, that one endpoint is slow and busy.
 func (s suite) testRemembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n, slow = 4, 1
+		// Few picks: a policy may expect each of them to be work, which none of them is.
+		const n, slow, picks = 4, 1, 200
 		snap := Snapshot(n)
 		policy := s.newPolicy()
 		l, ok := policy.Build(snap).(selection.Learner)
@@ -159,7 +160,7 @@ func (s suite) testRemembers(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			counts := make([]int, n)
-			for range 4000 {
+			for range picks {
 				if i, ok := p.Pick(selection.PickInfo{}); ok {
 					counts[i]++
 				}
@@ -181,7 +182,7 @@ func (s suite) testRemembers(t *testing.T) {
 		}
 		p := s.newPolicy().Build(moved)
 		counts := make([]int, n)
-		for range 4000 {
+		for range picks {
 			if i, ok := p.Pick(selection.PickInfo{}); ok {
 				counts[i]++
 			}
