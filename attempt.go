@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
@@ -39,7 +40,10 @@ func (x *exchange) begin() *failure {
 			return f
 		}
 		x.renew()
-		i, ok := x.cur.Picker.Pick(selection.PickInfo{Call: &x.call, Tried: x.tried})
+		if x.cur.Starting != nil && x.await(x.cur.Starting) {
+			continue
+		}
+		i, ok := x.cur.Picker.Pick(x.pickInfo())
 		if !ok && x.lastErr != nil && x.lastErr.Sent && !x.again {
 			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
 			// endpoint (a server that restarts gracefully, say).
@@ -54,7 +58,7 @@ func (x *exchange) begin() *failure {
 			i, ok = x.connecting()
 		}
 		if !ok {
-			if x.awaitList() {
+			if x.awaitList() || x.awaitVerdict() {
 				continue
 			}
 			if f := x.anotherRound(); f != nil {
@@ -62,7 +66,11 @@ func (x *exchange) begin() *failure {
 			}
 			continue
 		}
-		err := x.try(i)
+		err, ok := x.try(i)
+		if !ok { // taken by another call meanwhile
+			x.tried = append(x.tried, i)
+			continue
+		}
 		if err == nil {
 			return nil
 		}
@@ -75,14 +83,16 @@ func (x *exchange) begin() *failure {
 	}
 }
 
-// try opens a stream on the endpoint.
-func (x *exchange) try(i int) *transport.Error {
+// try opens a stream on the endpoint. It returns false if the endpoint does not take the call.
+func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	a := &x.firstTry
 	if a.x != nil {
 		a = new(attempt)
 	}
 	*a = attempt{x: x, view: x.cur, index: i, end: x.cur.Endpoints[i]}
-	a.begin()
+	if !a.begin() {
+		return nil, false
+	}
 	x.call.Result.Attempts++
 	x.call.Result.Upstream = a.end.Address()
 
@@ -90,7 +100,6 @@ func (x *exchange) try(i int) *transport.Error {
 	*fields = x.appendFields((*fields)[:0], a.end)
 	defer putFields(fields)
 
-	a.end.State.Begin()
 	x.mu.Lock()
 	x.att = a
 	x.mu.Unlock()
@@ -101,7 +110,7 @@ func (x *exchange) try(i int) *transport.Error {
 		x.att = nil
 		x.mu.Unlock()
 		a.failed(err)
-		return err
+		return err, true
 	}
 	x.mu.Lock()
 	a.stream = stream
@@ -111,12 +120,7 @@ func (x *exchange) try(i int) *transport.Error {
 		stream.Reset(h2.Cancel)
 	}
 	x.send.attach(a)
-	return nil
-}
-
-// live are the endpoints that take new calls.
-func (x *exchange) live() []*transport.Endpoint {
-	return x.cur.Endpoints[:len(x.cur.Snapshot.Endpoints)]
+	return nil, true
 }
 
 // renew takes over the cluster's newest view: a call that waits, or is tried again, must not know only endpoints that have
@@ -140,7 +144,7 @@ func (x *exchange) renew() {
 // connecting finds an endpoint that is in backoff but is being dialled again at the moment. When no other is left the call
 // waits for that, as long as it may wait for any connection.
 func (x *exchange) connecting() (index int, ok bool) {
-	for i, e := range x.live() {
+	for i, e := range x.cur.Live() {
 		if e.Dialing() && e.State.Has(upstream.Backoff) && !slices.Contains(x.tried, i) {
 			return i, true
 		}
@@ -148,13 +152,40 @@ func (x *exchange) connecting() (index int, ok bool) {
 	return 0, false
 }
 
-// awaitList waits for the first list of a source of endpoints, within the call's deadline and as long as a dial may take. It
-// returns false if there is nothing to wait for, or not any more.
-func (x *exchange) awaitList() bool {
-	pending := x.cur.Pending
-	if pending == nil {
-		return false
+// awaitList waits for the first list of a source of endpoints. It returns false if there is nothing to wait for, or not any
+// more.
+func (x *exchange) awaitList() bool { return x.cur.Pending != nil && x.await(x.cur.Pending) }
+
+// awaitVerdict waits until it is known of one of the endpoints that nothing is known about yet how it is doing.
+func (x *exchange) awaitVerdict() bool {
+	var stops []func()
+	known := make(chan struct{}, 1)
+	for i, e := range x.cur.Live() {
+		if !e.State.Has(upstream.Connecting) || slices.Contains(x.tried, i) {
+			continue
+		}
+		stops = append(stops, e.State.WatchStatus(func(upstream.Status, upstream.Status) {
+			select {
+			case known <- struct{}{}:
+			default:
+			}
+		}))
+		if !e.State.Has(upstream.Connecting) { // meanwhile
+			known <- struct{}{}
+			break
+		}
 	}
+	defer func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}()
+	return len(stops) > 0 && x.await(known)
+}
+
+// await waits for what lets the call find an endpoint, within its deadline and as long as a dial may take. It returns false
+// when that time is over.
+func (x *exchange) await(c <-chan struct{}) bool {
 	limit := x.h.Transport.dialTimeout() - time.Since(x.call.Start)
 	done, deadline := x.Wait()
 	if !deadline.IsZero() {
@@ -166,17 +197,26 @@ func (x *exchange) awaitList() bool {
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-pending:
+	case <-c:
 	case <-t.C:
 	case <-done:
 	}
 	return true // begin looks at what it was
 }
 
+// pickInfo is what the picker is asked with.
+func (x *exchange) pickInfo() selection.PickInfo {
+	in := selection.PickInfo{Call: &x.call, Tried: x.tried}
+	if x.cur.Panic {
+		in.Disregard = upstream.Unhealthy | upstream.Ejected | upstream.Failing | upstream.Probation | upstream.OnTrial | upstream.Connecting
+	}
+	return in
+}
+
 // anotherRound waits for the next round of trying, if the configuration and the deadline allow one; else it returns
 // why the call fails.
 func (x *exchange) anotherRound() *failure {
-	for _, e := range x.live() {
+	for _, e := range x.cur.Live() {
 		if e.State.Has(upstream.Backoff) {
 			e.Want() // so that it is found to be back without a call having to suffer for it
 		}
@@ -213,7 +253,7 @@ func (x *exchange) exhausted() *failure {
 		}
 		return f
 	}
-	if len(x.live()) == 0 {
+	if len(x.cur.Live()) == 0 {
 		f := proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is known")
 		if f.err = x.cur.Err; f.err != nil && x.h.ExposeUpstream {
 			f.message += ": " + f.err.Error() // it names names
@@ -222,15 +262,37 @@ func (x *exchange) exhausted() *failure {
 		}
 		return f
 	}
-	for _, e := range x.live() {
-		if err := e.LastError(); err != nil {
+	text := "none of the " + strconv.Itoa(len(x.cur.Live())) + " upstreams is usable"
+	for _, e := range x.cur.Live() {
+		if err := e.LastError(); err != nil && e.State.Has(upstream.Backoff) {
 			f := fromTransport(err)
 			f.reason = reasonNoUpstream
-			f.message = "none of the " + strconv.Itoa(len(x.live())) + " upstreams is usable; one of them: " + f.message
+			f.message = text + "; one of them: " + f.message
 			return f
 		}
 	}
-	return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, "no upstream is usable")
+	return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, text+": "+conditions(x.cur.Live()))
+}
+
+// conditions says how upstreams are doing that are all of no use: "2 unhealthy, 1 ejected".
+func conditions(ends []*transport.Endpoint) string {
+	const busy = "at its limit, or unhealthy for this service"
+	order := []string{"unhealthy", "ejected", "draining", "connecting", busy}
+	counts := make(map[string]int)
+	for _, e := range ends {
+		c := e.State.Status().Condition.String()
+		if !slices.Contains(order, c) {
+			c = busy
+		}
+		counts[c]++
+	}
+	var parts []string
+	for _, c := range order {
+		if counts[c] > 0 {
+			parts = append(parts, strconv.Itoa(counts[c])+" "+c)
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 // retry handles the end of an attempt before the call was committed: it begins another one if the upstream has

@@ -43,6 +43,68 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    lb_try_duration <duration>
 //	    lb_try_interval <interval>
 //
+//	    # health, asked for
+//	    health_check            grpc|tcp|http|off
+//	    health_mode             auto|watch|check
+//	    health_services         <names...>|per_rpc
+//	    health_port             <port>
+//	    health_interval         <duration>
+//	    health_timeout          <duration>
+//	    health_passes           <n>
+//	    health_fails            <n>
+//	    health_initial          connecting|healthy
+//	    health_unimplemented    healthy|unhealthy
+//	    health_headers {
+//	        <field> <values...>
+//	    }
+//	    health_uri              <uri>
+//	    health_method           <method>
+//	    health_request_body     <body>
+//	    health_status           <status>
+//	    health_body             <regexp>
+//	    health_follow_redirects
+//
+//	    # health, seen from calls
+//	    fail_duration           <duration>
+//	    max_fails               <n>
+//	    unhealthy_status        <codes...>
+//	    unhealthy_latency       <duration>
+//	    unhealthy_request_count <n>
+//	    outlier_detection {
+//	        consecutive_failures       <n>|off
+//	        consecutive_local_failures <n>|off
+//	        interval                   <duration>
+//	        base_ejection_time         <duration>
+//	        max_ejection_time          <duration>
+//	        max_ejection_time_jitter   <duration>
+//	        max_ejection_percent       <n>
+//	        ignore_health_checks
+//	        success_rate {
+//	            stdev_factor           <n>
+//	            minimum_hosts          <n>
+//	            request_volume         <n>
+//	            enforcement_percentage <n>
+//	        }
+//	        failure_percentage {
+//	            threshold              <n>
+//	            minimum_hosts          <n>
+//	            request_volume         <n>
+//	            enforcement_percentage <n>
+//	        }
+//	        latency {
+//	            factor                 <n>
+//	            minimum_difference     <duration>
+//	            minimum_hosts          <n>
+//	            request_volume         <n>
+//	            enforcement_percentage <n>
+//	        }
+//	    }
+//	    panic_threshold         <percent>
+//	    slow_start              <window> {
+//	        aggression         <n>
+//	        min_weight_percent <n>
+//	    }
+//
 //	    # deadlines and streams
 //	    max_timeout         <duration>
 //	    stream_timeout      <duration>
@@ -103,7 +165,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	return nil
+	return p.finishHealth()
 }
 
 // parser reads one grpc_proxy block.
@@ -113,6 +175,7 @@ type parser struct {
 
 	first  string // the first upstream, whose scheme the others must share
 	scheme upstream.Scheme
+	words  healthWords
 }
 
 func (p *parser) subdirective() error {
@@ -165,6 +228,9 @@ func (p *parser) subdirective() error {
 		return p.transportBlock()
 	}
 	if known, err := p.transportWord(); known {
+		return err
+	}
+	if known, err := p.healthWord(); known {
 		return err
 	}
 	return p.otherWord()
@@ -328,14 +394,10 @@ func (p *parser) otherWord() error {
 		return p.Errf("%s works on HTTP answers, which gRPC's are not; use routes with the grpc matcher and grpc_respond in front", word)
 	case "rewrite", "method":
 		return p.Errf("%s has no place in gRPC: the path names the RPC, and the method is POST", word)
-	case "unhealthy_status", "proxy_status_name":
+	case "proxy_status_name":
 		return p.Errf("%s is about HTTP statuses, which gRPC leaves at 200", word)
 	case "lb_retry_match":
 		return p.Errf("retries by request or status are not available yet; a call that no upstream has processed is always tried elsewhere")
-	case "health_uri", "health_path", "health_upstream", "health_port", "health_headers", "health_method", "health_request_body",
-		"health_interval", "health_timeout", "health_status", "health_body", "health_follow_redirects", "health_passes",
-		"health_fails", "max_fails", "fail_duration", "unhealthy_request_count", "unhealthy_latency":
-		return p.Errf("%s: health checks are not available yet; an upstream that cannot be connected to is left out until it can", word)
 	}
 	return p.Errf("unrecognized subdirective %q", word)
 }

@@ -213,6 +213,7 @@ func TestDocsOptions(t *testing.T) {
 	for _, word := range slices.Concat(
 		caseWords(t, "caddyfile.go", "subdirective"), caseWords(t, "caddyfile_transport.go", "transportWord"),
 		caseWords(t, "caddyfile_transport.go", "tlsWord"), caseWords(t, "caddyfile.go", "otherWord"),
+		caseWords(t, "caddyfile_health.go", "healthWord"), caseWords(t, "caddyfile_health.go", "passiveWord"),
 	) {
 		known[word] = true
 	}

@@ -14,7 +14,7 @@ import (
 // loadReportKey is the trailer in which servers report their load with a call (gRFC A51, in-band reporting).
 const loadReportKey = "endpoint-load-metrics-bin"
 
-// lesson is what a policy that learns is told about an attempt. It costs nothing where no policy does.
+// lesson is what policies that learn, and health, are told about an attempt. It costs next to nothing where nobody does.
 type lesson struct {
 	start time.Time
 	// asked is when the last piece of the request was sent before the answer began, in nanoseconds after start.
@@ -22,18 +22,25 @@ type lesson struct {
 	answered bool // the connection reader's
 	report   []byte
 	work     *upstream.Work // nil unless counted
+	trial    bool           // the endpoint is on probation, and this is its one call
 	taught   bool
 }
 
-// begin starts the clock, if anybody wants to know.
-func (a *attempt) begin() {
+// begin counts the attempt at its endpoint and starts the clock, if anybody wants to know. It returns false if the endpoint
+// is on probation and has its one call already.
+func (a *attempt) begin() bool {
+	var ok bool
+	if a.lesson.trial, ok = a.end.State.TryBegin(); !ok {
+		return false
+	}
 	needs := &a.view.Needs
-	if needs.Attempts || needs.FirstMessage {
+	if needs.Attempts || needs.FirstMessage || a.x.h.observes.latency {
 		a.lesson.start = time.Now()
 	}
 	if needs.Work {
 		a.lesson.work = a.end.State.Work()
 	}
+	return true
 }
 
 // asked notes that a piece of the request was sent.
@@ -46,11 +53,16 @@ func (a *attempt) asked() {
 // responded notes that the answer has begun with its first message, or has ended.
 func (a *attempt) responded(yes bool) {
 	l := &a.lesson
-	if !yes || l.answered || !a.view.Needs.FirstMessage {
+	if !yes || l.answered {
 		return
 	}
 	l.answered = true
-	a.view.Learner.Responded(a.index, time.Since(l.start)-time.Duration(l.asked.Load()))
+	if a.view.Needs.FirstMessage {
+		a.view.Learner.Responded(a.index, time.Since(l.start)-time.Duration(l.asked.Load()))
+	}
+	if l.trial {
+		a.x.h.HealthChecks.Responded(a.end.State)
+	}
 }
 
 // worked counts work, if that is wanted.
@@ -83,7 +95,7 @@ func (a *attempt) takeReport(fields []h2.Field) []h2.Field {
 
 // failed tells the policy of an attempt after which the call may be tried elsewhere.
 func (a *attempt) failed(err *transport.Error) {
-	if !a.view.Needs.Attempts {
+	if !a.isStudied() {
 		return
 	}
 	f := fromTransport(err)
@@ -96,7 +108,7 @@ func (a *attempt) failed(err *transport.Error) {
 
 // over tells the policy of the attempt that the call ended with.
 func (a *attempt) over() {
-	if !a.view.Needs.Attempts || a.lesson.taught {
+	if !a.isStudied() || a.lesson.taught {
 		return
 	}
 	x := a.x
@@ -114,8 +126,20 @@ func (a *attempt) over() {
 	a.teach(&r)
 }
 
+// isStudied tells whether anybody wants to know how the attempt went.
+func (a *attempt) isStudied() bool {
+	return a.view.Needs.Attempts || a.x.h.observes.attempts || a.lesson.trial
+}
+
 func (a *attempt) teach(r *call.Attempt) {
-	a.lesson.taught = true
-	r.Start, r.Latency, r.LoadReport = a.lesson.start, time.Since(a.lesson.start), a.lesson.report
-	a.view.Learner.Done(a.index, r)
+	l := &a.lesson
+	l.taught = true
+	r.LoadReport = l.report
+	if !l.start.IsZero() {
+		r.Start, r.Latency = l.start, time.Since(l.start)
+	}
+	if a.view.Needs.Attempts {
+		a.view.Learner.Done(a.index, r)
+	}
+	a.x.h.HealthChecks.Observe(a.end.State, r, l.trial)
 }

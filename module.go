@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -58,6 +59,10 @@ type Handler struct {
 
 	// How to choose among the upstreams.
 	LoadBalancing *LoadBalancing `json:"load_balancing,omitempty"`
+
+	// How the upstreams' health is found out, and what follows from it. Default: an upstream that cannot be connected to
+	// gets no RPCs until it can, and nothing else.
+	HealthChecks *healthcheck.Config `json:"health_checks,omitempty"`
 
 	// How to reach the upstreams. All upstreams of a handler are reached in the same way.
 	Transport *Transport `json:"transport,omitempty"`
@@ -108,6 +113,9 @@ type Handler struct {
 	dynamic bool // there is a source
 	cluster *cluster.Cluster
 	drain   drain
+	events  events
+	// observes says what health wants to know about attempts.
+	observes struct{ attempts, latency bool }
 	// queueFull is the status for calls that find an upstream's queue full.
 	queueFull grpcwire.Code
 }
@@ -213,7 +221,8 @@ func (h *Handler) watchStart(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
-	return app.(*caddyevents.App).On("started", eventHandler(func() {
+	h.events.app, h.events.ctx = app.(*caddyevents.App), ctx
+	return h.events.app.On("started", eventHandler(func() {
 		h.cluster.Start()
 	}))
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -40,16 +42,34 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 	if h.queueFull, err = h.Transport.queueFull(); err != nil {
 		return err
 	}
+	if err := h.HealthChecks.Provision(ctx); err != nil {
+		return err
+	}
 	cfg.Logger = h.logger
-	h.cluster, err = cluster.New(cluster.Config{
+	cfg.Identity += h.HealthChecks.Identity()
+	reach := func(e *upstream.Endpoint) transport.Config { return h.Transport.forEndpoint(cfg, e) }
+	h.HealthChecks.Start(healthcheck.Runtime{Transport: reach, Logger: h.logger, OnChange: h.events.tell})
+	c := cluster.Config{
 		Static:       static,
 		Sources:      sources,
-		Policy:       h.policy,
-		Transport:    func(e *upstream.Endpoint) transport.Config { return h.Transport.forEndpoint(cfg, e) },
+		Policy:       selection.WithPriorities(h.policy),
+		Transport:    reach,
 		DrainTimeout: time.Duration(h.DrainTimeout),
 		Cut:          h.cutEndpoint,
 		Logger:       h.logger,
-	})
+	}
+	if hc := h.HealthChecks; hc != nil {
+		c.Companions = append(c.Companions, hc.Attend)
+		c.Hold = hc.Active != nil
+		if hc.SlowStart != nil {
+			c.Warmth = func(s *upstream.State) float64 { return hc.SlowStart.FactorSince(s.UsableSince(), time.Now()) }
+		}
+		if t := hc.PanicThreshold; t > 0 {
+			c.Panics = func(usable, endpoints int) bool { return healthcheck.Panic(usable, endpoints, t) }
+		}
+	}
+	h.observes.attempts, h.observes.latency = h.HealthChecks.Observes()
+	h.cluster, err = cluster.New(c)
 	return err
 }
 

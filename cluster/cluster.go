@@ -31,6 +31,11 @@ type View struct {
 	Pending <-chan struct{}
 	// Err is why a source has no list, nil if all have.
 	Err error
+	// Starting is closed when the companions have been started, before which nothing is known about the endpoints' health.
+	// Nil once they have.
+	Starting <-chan struct{}
+	// Panic: so few endpoints are healthy that health is to be disregarded.
+	Panic bool
 }
 
 // Config says what a Cluster is made of.
@@ -50,7 +55,13 @@ type Config struct {
 	Cut func(*transport.Endpoint) int
 	// Companions are started for each endpoint when it comes, and stopped when it goes.
 	Companions []Companion
-	Logger     *zap.Logger
+	// Hold makes calls wait for the companions to be started.
+	Hold bool
+	// Warmth is the part of its weight that an endpoint has at the moment, from just above 0 to 1. Nil: it is always 1.
+	Warmth func(*upstream.State) float64
+	// Panics tells whether so few endpoints being usable is a panic. Nil: never.
+	Panics func(usable, endpoints int) bool
+	Logger *zap.Logger
 }
 
 // Companion looks after an endpoint (health checks, load reports) from the call on until stop is called.
@@ -69,7 +80,9 @@ type Cluster struct {
 	draining   []*member // in the order in which they left
 	pending    chan struct{}
 	started    bool
+	starting   chan struct{} // closed when started, if calls are held
 	closed     bool
+	panicking  bool
 	rebuild    *time.Timer // debounces changes
 	dueAt      time.Time   // when rebuild fires; zero if it does not
 	relist     bool        // the list has changed, not only somebody's health
@@ -82,6 +95,9 @@ type Cluster struct {
 func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, members: make(map[memberKey]*member)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	if cfg.Hold {
+		c.starting = make(chan struct{})
+	}
 	for _, s := range cfg.Sources {
 		src, err := c.newSource(s)
 		if err != nil {
@@ -120,6 +136,18 @@ func (c *Cluster) Start() {
 	for _, s := range c.sources {
 		go s.watch(c.ctx)
 	}
+	if c.starting != nil {
+		c.publishLocked()
+		c.releaseLocked()
+	}
+}
+
+// releaseLocked lets calls go that were held.
+func (c *Cluster) releaseLocked() {
+	if c.starting != nil {
+		close(c.starting)
+		c.starting = nil
+	}
 }
 
 // Close gives back what the cluster holds. Calls that still run may go on with the last view.
@@ -148,6 +176,7 @@ func (c *Cluster) Close() {
 		close(c.pending)
 		c.pending = nil
 	}
+	c.releaseLocked()
 	for _, s := range c.sources {
 		s.lease.Release()
 	}
@@ -172,6 +201,14 @@ func (c *Cluster) changeLocked(list, now bool) {
 	wait := jitter(debounce)
 	if now {
 		wait = 0
+	}
+	c.changeLaterLocked(wait)
+}
+
+// changeLaterLocked makes a new view after a while, if none is due before.
+func (c *Cluster) changeLaterLocked(wait time.Duration) {
+	if c.closed {
+		return
 	}
 	due := time.Now().Add(wait)
 	if !c.dueAt.IsZero() && !due.Before(c.dueAt) {
@@ -210,6 +247,7 @@ func (c *Cluster) publishLocked() {
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
 		Draining:   make([]upstream.Endpoint, len(c.draining)),
 	}
+	scale := c.scaleLocked()
 	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(c.draining))}
 	for _, part := range []struct {
 		members []*member
@@ -218,9 +256,11 @@ func (c *Cluster) publishLocked() {
 		for i, m := range part.members {
 			m.info.Index = len(v.Endpoints)
 			part.out[i] = m.info
+			c.warmLocked(&part.out[i], scale)
 			v.Endpoints = append(v.Endpoints, m.end)
 		}
 	}
+	c.panicLocked(v)
 	v.Picker = c.cfg.Policy.Build(s)
 	if l, ok := v.Picker.(selection.Learner); ok {
 		v.Learner, v.Needs = l, l.Needs()
@@ -239,6 +279,9 @@ func (c *Cluster) publishLocked() {
 		c.pending = nil
 	}
 	v.Pending = c.pending
+	if c.starting != nil && !c.started {
+		v.Starting = c.starting
+	}
 	c.view.Store(v)
 }
 

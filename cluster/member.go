@@ -9,7 +9,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
-	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -173,11 +172,12 @@ func (c *Cluster) changed(m *member, ch upstream.Change) {
 			}
 		}
 	}
-	if w, ok := c.cfg.Policy.(selection.HealthWatcher); ok && ch != upstream.Disconnected && w.WatchesHealth() {
-		go func() { // whoever changed it may hold locks
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.changeLocked(false, false)
-		}()
+	if ch == upstream.Disconnected || !c.watchesHealth() {
+		return
 	}
+	go func() { // whoever changed it may hold locks
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.changeLocked(false, false)
+	}()
 }

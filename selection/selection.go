@@ -38,6 +38,20 @@ type PickInfo struct {
 	Call *call.Call
 	// Tried holds the indexes of the endpoints that this call has been tried on.
 	Tried []int
+	// Disregard are reasons not to use an endpoint that do not count for once: in a panic, when so few endpoints are healthy
+	// that calls are balanced over all.
+	Disregard upstream.Reason
+}
+
+// usable tells whether the state lets the call in.
+func (in *PickInfo) usable(s *upstream.State) bool {
+	switch {
+	case in.Disregard != 0:
+		return s.UsableExcept(in.Disregard)
+	case in.Call == nil:
+		return s.Usable()
+	}
+	return s.UsableFor(in.Call.Service)
 }
 
 // Needs says what a Learner wants to be told, so that no call pays for more.
