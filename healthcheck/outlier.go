@@ -193,17 +193,17 @@ func (p *Passive) failure(s *upstream.State, r *record, is outcome, code grpcwir
 		return
 	}
 	counter.Store(0)
-	p.eject(r, fmt.Sprintf("%d %s in a row, the last: %s", n, kind, what(is, code)), 100)
+	p.eject(r, func() string { return fmt.Sprintf("%d %s in a row, the last: %s", n, kind, what(is, code)) }, 100)
 }
 
 // eject takes an endpoint out, as far as that is allowed.
-func (p *Passive) eject(r *record, why string, enforcement int) {
+func (p *Passive) eject(r *record, why func() string, enforcement int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ejectLocked(r, why, enforcement)
 }
 
-func (p *Passive) ejectLocked(r *record, why string, enforcement int) {
+func (p *Passive) ejectLocked(r *record, why func() string, enforcement int) {
 	o := p.OutlierDetection
 	out := 0
 	for s := range p.members {
@@ -222,12 +222,12 @@ func (p *Passive) ejectLocked(r *record, why string, enforcement int) {
 		instead = "enforcement_percentage"
 	}
 	if instead != "" {
-		if m := p.members[r.state]; m != nil {
-			p.logger.Debug("upstream is an outlier but is not ejected", zap.String("upstream", m.address), zap.String("reason", why), zap.String("limit", instead))
+		if c := p.logger.Check(zap.DebugLevel, "upstream is an outlier but is not ejected"); c != nil && p.members[r.state] != nil {
+			c.Write(zap.String("upstream", p.members[r.state].address), zap.String("reason", why()), zap.String("limit", instead))
 		}
 		return
 	}
-	r.eject(o, why)
+	r.eject(o, why())
 }
 
 // sweep compares the endpoints, once per interval.
@@ -290,7 +290,7 @@ func (r *record) outlast(patience time.Duration, now time.Time) {
 // finding is an outlier and why it is one.
 type finding struct {
 	index int
-	why   string
+	why   func() string
 }
 
 // busy lists those that had enough calls, nil if there are too few of them.
@@ -331,7 +331,9 @@ func (s *SuccessRate) outliers(all []tally) []finding {
 	var found []finding
 	for _, i := range list {
 		if rate := all[i].success(); rate < required {
-			found = append(found, finding{i, fmt.Sprintf("success rate %.1f%%, below %.1f%% (the upstreams' mean is %.1f%%)", 100*rate, 100*required, 100*mean)})
+			found = append(found, finding{i, func() string {
+				return fmt.Sprintf("success rate %.1f%%, below %.1f%% (the upstreams' mean is %.1f%%)", 100*rate, 100*required, 100*mean)
+			}})
 		}
 	}
 	return found
@@ -342,7 +344,9 @@ func (f *FailurePercentage) outliers(all []tally) []finding {
 	var found []finding
 	for _, i := range busy(all, f.RequestVolume, f.MinimumHosts, tally.calls) {
 		if percent := 100 * float64(all[i].bad) / float64(all[i].calls()); percent > float64(f.Threshold) {
-			found = append(found, finding{i, fmt.Sprintf("%.1f%% of %d calls failed, more than %d%%", percent, all[i].calls(), f.Threshold)})
+			found = append(found, finding{i, func() string {
+				return fmt.Sprintf("%.1f%% of %d calls failed, more than %d%%", percent, all[i].calls(), f.Threshold)
+			}})
 		}
 	}
 	return found
@@ -366,7 +370,9 @@ func (l *Latency) outliers(all []tally) []finding {
 	for _, i := range list {
 		if m := mean(i); m > median*l.Factor && m-median >= least {
 			us := func(f float64) time.Duration { return time.Duration(f) * time.Microsecond }
-			found = append(found, finding{i, fmt.Sprintf("mean latency %v, more than %g times the upstreams' median of %v", us(m), l.Factor, us(median))})
+			found = append(found, finding{i, func() string {
+				return fmt.Sprintf("mean latency %v, more than %g times the upstreams' median of %v", us(m), l.Factor, us(median))
+			}})
 		}
 	}
 	return found

@@ -129,8 +129,8 @@ func (p *Passive) remember(r *record) {
 	now := time.Now()
 	oldest := g.add(now.UnixNano())
 	window := time.Duration(p.FailDuration)
-	if oldest == 0 || now.Sub(time.Unix(0, oldest)) >= window {
-		return
+	if oldest == 0 || now.Sub(time.Unix(0, oldest)) >= window || r.state.Has(upstream.Failing) {
+		return // what is out already, is looked at again when its time is over
 	}
 	r.failing(len(g.at), window)
 }
@@ -140,7 +140,7 @@ func (r *record) failing(fails int, window time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.state.SetWhy(upstream.Failing, fmt.Sprintf("%d failed calls within %v", fails, window)) {
-		return // the timer looks again
+		return
 	}
 	r.lastFail = window
 	if r.failTimer == nil {

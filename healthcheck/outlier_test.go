@@ -1,0 +1,620 @@
+package healthcheck
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// Attempts as they come.
+var (
+	attemptOK      = call.Attempt{Code: grpcwire.OK, SentMessages: 1, ReceivedMessages: 1}
+	attemptFailed  = call.Attempt{Code: grpcwire.Unavailable}
+	attemptBroken  = call.Attempt{Code: grpcwire.Unavailable, Source: call.SourceProxy}
+	attemptCaller  = call.Attempt{Code: grpcwire.InvalidArgument}
+	attemptGone    = call.Attempt{Code: grpcwire.Canceled, EndedBy: call.EndedByClient, Source: call.SourceProxy}
+	attemptLimited = call.Attempt{Code: grpcwire.Unavailable, EndedBy: call.EndedByProxy, Source: call.SourceProxy}
+)
+
+// group is some endpoints under one detector.
+type group struct {
+	p      *Passive
+	states []*upstream.State
+	stops  []func()
+}
+
+func newGroup(t testing.TB, n int, p *Passive) *group {
+	t.Helper()
+	if err := p.Provision(caddy.Context{}); err != nil {
+		t.Fatal(err)
+	}
+	g := &group{p: p}
+	for i := range n {
+		s := new(upstream.State)
+		g.states = append(g.states, s)
+		g.stops = append(g.stops, p.attend(fmt.Sprintf("10.0.0.%d:1", i+1), s))
+	}
+	return g
+}
+
+func (g *group) close() {
+	for _, stop := range g.stops {
+		stop()
+	}
+}
+
+// observe reports n attempts on endpoint i.
+func (g *group) observe(i, n int, a call.Attempt) {
+	for range n {
+		g.p.Observe(g.states[i], &a, false)
+	}
+}
+
+func (g *group) ejected() []int {
+	var list []int
+	for i, s := range g.states {
+		if s.Has(upstream.Ejected) {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+func TestJudge(t *testing.T) {
+	p := &Passive{DeadlineFailureAfter: testSecond}
+	if err := p.Provision(caddy.Context{}); err != nil {
+		t.Fatal(err)
+	}
+	for code := range grpcwire.Code(20) {
+		want := good
+		switch code {
+		case grpcwire.Unavailable, grpcwire.Internal, grpcwire.Unknown, grpcwire.DataLoss, grpcwire.DeadlineExceeded:
+			want = failed
+		case grpcwire.Canceled:
+			want = neutral
+		}
+		if is := p.judge(&call.Attempt{Code: code}); is != want {
+			t.Errorf("%v from the upstream: %v, want %v", code, is, want)
+		}
+	}
+	deadline := call.Attempt{Code: grpcwire.DeadlineExceeded, EndedBy: call.EndedByDeadline, Source: call.SourceProxy}
+	long := deadline
+	long.Latency = time.Second
+	longAnswered := long
+	longAnswered.ReceivedBytes = 1
+	for _, tc := range []struct {
+		name string
+		a    call.Attempt
+		want outcome
+	}{
+		{"client gone", attemptGone, neutral},
+		{"limit of the proxy", attemptLimited, neutral},
+		{"connection broken", attemptBroken, broken},
+		{"stream broken after messages", call.Attempt{Code: grpcwire.Internal, Source: call.SourceProxy, ReceivedMessages: 100, Latency: time.Hour}, broken},
+		{"HTTP 503", call.Attempt{Code: grpcwire.Unavailable, Source: call.SourceHTTP}, failed},
+		{"HTTP 404", call.Attempt{Code: grpcwire.Unimplemented, Source: call.SourceHTTP}, good},
+		{"short deadline", deadline, neutral},
+		{"long deadline", long, broken},
+		{"long deadline, answered", longAnswered, neutral},
+	} {
+		if is := p.judge(&tc.a); is != tc.want {
+			t.Errorf("%s: %v, want %v", tc.name, is, tc.want)
+		}
+	}
+	own := &Passive{FailureCodes: []string{"RESOURCE_EXHAUSTED", "14"}}
+	if err := own.Provision(caddy.Context{}); err != nil {
+		t.Fatal(err)
+	}
+	for code, want := range map[grpcwire.Code]outcome{grpcwire.ResourceExhausted: failed, grpcwire.Unavailable: failed, grpcwire.Internal: good} {
+		if is := own.judge(&call.Attempt{Code: code}); is != want {
+			t.Errorf("%v with codes of its own: %v, want %v", code, is, want)
+		}
+	}
+}
+
+func TestConsecutiveFailures(t *testing.T) {
+	g := newGroup(t, 3, &Passive{OutlierDetection: new(OutlierDetection)})
+	defer g.close()
+	g.observe(0, 4, attemptFailed)
+	g.observe(0, 1, attemptOK)
+	g.observe(0, 4, attemptFailed)
+	g.observe(0, 100, attemptGone)
+	g.observe(0, 100, attemptLimited)
+	if e := g.ejected(); e != nil {
+		t.Fatalf("ejected %v by four failures in a row", e)
+	}
+	g.observe(0, 1, attemptFailed)
+	if e := g.ejected(); !slices.Equal(e, []int{0}) {
+		t.Fatalf("ejected %v by five failures in a row", e)
+	}
+	if st := g.states[0].Status(); st.Condition != upstream.ConditionEjected || !strings.Contains(st.Text, "5 failures in a row, the last: UNAVAILABLE; for 30s") {
+		t.Errorf("%+v", st)
+	}
+	// The caller's faults are answers like others.
+	g.observe(1, 4, attemptFailed)
+	g.observe(1, 1, attemptCaller)
+	g.observe(1, 4, attemptFailed)
+	if g.states[1].Has(upstream.Ejected) {
+		t.Error("ejected, though it answered in between")
+	}
+}
+
+// Attempts without an answer are counted apart from failures that were answered.
+func TestConsecutiveBreaks(t *testing.T) {
+	g := newGroup(t, 2, &Passive{OutlierDetection: &OutlierDetection{ConsecutiveFailures: -1, ConsecutiveLocalFailures: 3, MaxEjectionPercent: 100}})
+	defer g.close()
+	g.observe(0, 100, attemptFailed)
+	g.observe(0, 2, attemptBroken)
+	g.observe(0, 1, attemptFailed) // it does answer
+	g.observe(0, 2, attemptBroken)
+	if e := g.ejected(); e != nil {
+		t.Fatalf("ejected %v", e)
+	}
+	g.observe(0, 1, attemptBroken)
+	if e := g.ejected(); !slices.Equal(e, []int{0}) {
+		t.Fatalf("ejected %v", e)
+	}
+	if st := g.states[0].Status(); !strings.Contains(st.Text, "no answer") {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestMaxEjectionPercent(t *testing.T) {
+	for _, tc := range []struct{ endpoints, percent, want int }{
+		{3, 10, 1}, {10, 10, 1}, {11, 10, 2}, {10, 50, 5}, {4, 100, 4}, {1, 10, 1}, {5, -1, 0},
+	} {
+		g := newGroup(t, tc.endpoints, &Passive{OutlierDetection: &OutlierDetection{MaxEjectionPercent: tc.percent}})
+		for i := range g.states {
+			g.observe(i, 5, attemptFailed)
+		}
+		if n := len(g.ejected()); n != tc.want {
+			t.Errorf("%d of %d endpoints ejected at %d%%, want %d", n, tc.endpoints, tc.percent, tc.want)
+		}
+		g.close()
+	}
+}
+
+// base × ejections in a row, at most the maximum; back on trial with one call; one ejection is forgotten per interval.
+func TestEjectionTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &OutlierDetection{BaseEjectionTime: 30 * testSecond, MaxEjectionTime: 75 * testSecond}
+		g := newGroup(t, 1, &Passive{OutlierDetection: o})
+		defer g.close()
+		s := g.states[0]
+		g.observe(0, 5, attemptFailed)
+		for i, want := range []time.Duration{30 * time.Second, 60 * time.Second, 75 * time.Second, 75 * time.Second} {
+			after(want - time.Millisecond)
+			if s.Usable() || !s.Has(upstream.Ejected) {
+				t.Fatalf("ejection %d: usable before %v", i+1, want)
+			}
+			after(2 * time.Millisecond)
+			if !s.Usable() || s.Has(upstream.Ejected) || s.Status().Condition != upstream.ConditionEjected {
+				t.Fatalf("ejection %d: after %v: usable %v, %+v", i+1, want, s.Usable(), s.Status())
+			}
+			trial, ok := s.TryBegin()
+			if !trial || !ok || s.Usable() {
+				t.Fatalf("trial %v, ok %v, usable %v", trial, ok, s.Usable())
+			}
+			if _, ok := s.TryBegin(); ok {
+				t.Fatal("two calls on trial")
+			}
+			// A call that began before the ejection says nothing about the trial.
+			g.p.Observe(s, &attemptOK, false)
+			if s.Usable() {
+				t.Fatal("an old call ends the trial")
+			}
+			// One that the client gives up is no verdict, and the next call is tried.
+			g.p.Observe(s, &attemptGone, true)
+			s.End()
+			if trial, ok = s.TryBegin(); !trial || !ok {
+				t.Fatal("no second trial")
+			}
+			s.End()
+			g.p.Observe(s, &attemptFailed, true)
+			if s.Usable() || !s.Has(upstream.Ejected) || s.Has(upstream.OnTrial) {
+				t.Fatal("the trial failed, and it is not ejected")
+			}
+		}
+		after(75*time.Second + time.Millisecond)
+		trial, _ := s.TryBegin()
+		g.p.Observe(s, &attemptOK, trial)
+		s.End()
+		if st := s.Status(); !s.Usable() || st.Condition != upstream.ConditionHealthy {
+			t.Fatalf("the trial succeeded: %+v", st)
+		}
+		// Five ejections, less two in two intervals: the next is the fourth.
+		after(20*time.Second + time.Millisecond)
+		g.observe(0, 5, attemptFailed)
+		if st := s.Status(); !strings.Contains(st.Text, "for 1m15s") {
+			t.Errorf("%+v", st)
+		}
+		after(75*time.Second + time.Millisecond)
+		trial, _ = s.TryBegin()
+		g.p.Observe(s, &attemptOK, trial)
+		s.End()
+		after(10 * time.Minute)
+		g.observe(0, 5, attemptFailed)
+		if st := s.Status(); !strings.Contains(st.Text, "for 30s") {
+			t.Errorf("after a long time: %+v", st)
+		}
+	})
+}
+
+// A trial that lasts, such as a stream, neither keeps other calls out for ever nor needs to end to count.
+func TestTrialThatLasts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, &Passive{OutlierDetection: new(OutlierDetection)})
+		defer g.close()
+		s := g.states[0]
+		g.observe(0, 5, attemptFailed)
+		after(30*time.Second + time.Millisecond)
+		s.TryBegin()
+		after(time.Minute)
+		if !s.Usable() || !s.Has(upstream.Probation) {
+			t.Fatalf("a trial without an answer blocks: %+v", s.Status())
+		}
+		s.TryBegin()
+		g.p.Responded(s)
+		after(time.Minute)
+		if !s.Usable() || s.Has(upstream.Probation) {
+			t.Errorf("a trial that is being answered for a minute has not succeeded: %+v", s.Status())
+		}
+	})
+}
+
+// The ejection and what was counted survive the handler that saw it.
+func TestEjectionSurvivesReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, &Passive{OutlierDetection: new(OutlierDetection)})
+		s := g.states[0]
+		g.observe(0, 4, attemptFailed)
+		next := &Passive{OutlierDetection: new(OutlierDetection)}
+		if err := next.Provision(caddy.Context{}); err != nil {
+			t.Fatal(err)
+		}
+		g.close()
+		stop := next.attend("10.0.0.1:1", s)
+		next.Observe(s, &attemptFailed, false)
+		if !s.Has(upstream.Ejected) {
+			t.Fatal("the failures before the reload are forgotten")
+		}
+		stop()
+		after(29 * time.Second)
+		if s.Usable() {
+			t.Error("the ejection is forgotten")
+		}
+		after(2 * time.Second)
+		if !s.Usable() || s.Has(upstream.Probation) {
+			t.Errorf("on probation, though nobody looks: %+v", s.Status())
+		}
+	})
+}
+
+// A good health check brings the trial forward, but only once in a row.
+func TestCheckShortensEjection(t *testing.T) {
+	for _, ignore := range []bool{false, true} {
+		t.Run(fmt.Sprint("ignore=", ignore), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := new(script)
+				p.say(Serving, "")
+				info, end := endpoint(t, "127.0.0.1:1")
+				s := end.State
+				defer active(t, steady(&Active{Interval: 5 * testSecond}), p).Attend(info, end)()
+				passive := &Passive{OutlierDetection: &OutlierDetection{IgnoreChecks: ignore}}
+				if err := passive.Provision(caddy.Context{}); err != nil {
+					t.Fatal(err)
+				}
+				defer passive.Attend(info, end)()
+				after(time.Second)
+				for range 5 {
+					passive.Observe(s, &attemptFailed, false)
+				}
+				after(6 * time.Second)
+				if s.Has(upstream.Probation) == ignore {
+					t.Fatalf("after a good check: %+v", s.Status())
+				}
+				if ignore {
+					return
+				}
+				trial, _ := s.TryBegin()
+				passive.Observe(s, &attemptFailed, trial)
+				s.End()
+				after(50 * time.Second)
+				if !s.Has(upstream.Ejected) {
+					t.Errorf("ejected for the second time, and a check shortens that: %+v", s.Status())
+				}
+			})
+		})
+	}
+}
+
+// The examples are those of grpc-go's tests of outlier detection.
+func TestSuccessRate(t *testing.T) {
+	s := &SuccessRate{StdevFactor: 500, MinimumHosts: 3, RequestVolume: 3}
+	all := func(counts ...[2]uint64) []tally {
+		var list []tally
+		for _, c := range counts {
+			list = append(list, tally{good: c[0], bad: c[1]})
+		}
+		return list
+	}
+	for _, tc := range []struct {
+		name string
+		list []tally
+		want []int
+	}{
+		{"all the same", all([2]uint64{5, 0}, [2]uint64{5, 0}, [2]uint64{5, 0}), nil},
+		// mean 2/3, stdev 0.471: below 0.431 is an outlier.
+		{"one fails", all([2]uint64{5, 0}, [2]uint64{5, 0}, [2]uint64{0, 5}), []int{2}},
+		{"too few hosts with enough calls", all([2]uint64{5, 0}, [2]uint64{2, 0}, [2]uint64{0, 5}), nil},
+		{"all fail", all([2]uint64{0, 5}, [2]uint64{0, 5}, [2]uint64{0, 5}), nil},
+	} {
+		var got []int
+		for _, f := range s.outliers(tc.list) {
+			got = append(got, f.index)
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
+		}
+	}
+	// Envoy's documentation of the factor: mean - 1.9 standard deviations. Nine hosts at 100 %, one at 90 %: mean 99 %,
+	// standard deviation 3 %, threshold 93.3 %.
+	var list []tally
+	for range 9 {
+		list = append(list, tally{good: 100})
+	}
+	list = append(list, tally{good: 90, bad: 10})
+	envoy := &SuccessRate{StdevFactor: 1900, MinimumHosts: 5, RequestVolume: 100}
+	if f := envoy.outliers(list); len(f) != 1 || f[0].index != 9 || !strings.Contains(f[0].why(), "90.0%, below 93.3%") {
+		t.Errorf("found %d", len(f))
+	}
+}
+
+func TestFailurePercentage(t *testing.T) {
+	f := &FailurePercentage{Threshold: 50, MinimumHosts: 3, RequestVolume: 4}
+	list := []tally{{good: 2, bad: 2}, {good: 1, bad: 3}, {good: 0, bad: 3}, {good: 10}}
+	got := f.outliers(list)
+	if len(got) != 1 || got[0].index != 1 {
+		t.Errorf("found %d; 50%% is not more than 50%%, and three calls are too few", len(got))
+	}
+	if got := f.outliers(list[:3]); got != nil {
+		t.Errorf("found %d among two hosts with enough calls", len(got))
+	}
+}
+
+func TestLatencyOutliers(t *testing.T) {
+	l := &Latency{Factor: 3, MinimumDifference: 50 * ms, MinimumHosts: 3, RequestVolume: 10}
+	list := make([]tally, 4)
+	for i, ms := range []uint64{20, 30, 25, 100} {
+		list[i] = tally{latency: 10 * ms * 1000, latencies: 10}
+	}
+	if f := l.outliers(list); len(f) != 1 || f[0].index != 3 || !strings.Contains(f[0].why(), "mean latency 100ms, more than 3 times the upstreams' median of 27.5ms") {
+		t.Errorf("found %d", len(f))
+	}
+	for i := range list {
+		list[i].latency /= 10 // 10 ms against 2.75 ms are nothing to anybody
+	}
+	if f := l.outliers(list); f != nil {
+		t.Errorf("found %d", len(f))
+	}
+}
+
+// The sweep looks at what happened in its interval alone, and the reload does not disturb it.
+func TestSweep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &OutlierDetection{ConsecutiveFailures: -1, ConsecutiveLocalFailures: -1, FailurePercentage: &FailurePercentage{Threshold: 50}, MaxEjectionPercent: 50}
+		g := newGroup(t, 6, &Passive{OutlierDetection: o})
+		defer g.close()
+		for i := range g.states {
+			g.observe(i, 1000, attemptOK)
+		}
+		after(11 * time.Second)
+		for i := range g.states {
+			g.observe(i, 40, attemptOK)
+		}
+		g.observe(2, 60, attemptFailed)
+		g.observe(3, 60, attemptBroken)
+		g.observe(4, 60, attemptCaller)
+		g.observe(5, 60, attemptOK)
+		g.observe(0, 60, attemptOK)
+		if e := g.ejected(); e != nil {
+			t.Fatalf("ejected %v before the sweep", e)
+		}
+		after(10 * time.Second)
+		if e := g.ejected(); !slices.Equal(e, []int{2, 3}) {
+			t.Fatalf("ejected %v", e)
+		}
+		if st := g.states[2].Status(); !strings.Contains(st.Text, "60.0% of 100 calls failed, more than 50%") {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestEnforcement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &OutlierDetection{ConsecutiveFailures: -1, FailurePercentage: &FailurePercentage{Enforcement: -1}}
+		g := newGroup(t, 5, &Passive{OutlierDetection: o})
+		defer g.close()
+		for i := range g.states {
+			g.observe(i, 100, attemptFailed)
+		}
+		after(11 * time.Second)
+		if e := g.ejected(); e != nil {
+			t.Errorf("ejected %v, though nothing is enforced", e)
+		}
+	})
+}
+
+// max_fails within fail_duration, as reverse_proxy has it.
+func TestMaxFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, &Passive{FailDuration: 10 * testSecond, MaxFails: 3, UnhealthyLatency: testSecond})
+		defer g.close()
+		s := g.states[0]
+		slow := attemptOK
+		slow.Latency = time.Second
+		g.observe(0, 1, attemptFailed)
+		after(4 * time.Second)
+		g.observe(0, 1, attemptBroken)
+		g.observe(0, 5, attemptOK)
+		g.observe(0, 5, attemptCaller)
+		after(5 * time.Second)
+		if !s.Usable() {
+			t.Fatal("unusable with two failures of three")
+		}
+		g.observe(0, 1, slow)
+		if st := s.Status(); s.Usable() || st.Condition != upstream.ConditionEjected || st.Text != "3 failed calls within 10s" {
+			t.Fatalf("usable %v, %+v", s.Usable(), st)
+		}
+		after(time.Second) // the first is 10 s old
+		if !s.Usable() {
+			t.Fatal("not usable, though the first failure is forgotten")
+		}
+		g.observe(0, 1, attemptFailed) // with those at 4 s and 9 s
+		if s.Usable() {
+			t.Fatal("usable with three failures")
+		}
+		after(3900 * time.Millisecond)
+		if s.Usable() {
+			t.Fatal("usable too soon")
+		}
+		after(200 * time.Millisecond)
+		if !s.Usable() {
+			t.Fatal("not usable again")
+		}
+		stream := slow
+		stream.ReceivedMessages = 2
+		g.observe(0, 9, stream)
+		if !s.Usable() {
+			t.Error("a long stream is taken for a slow call")
+		}
+	})
+}
+
+func TestRequestCount(t *testing.T) {
+	g := newGroup(t, 1, &Passive{UnhealthyRequestCount: 2})
+	s := g.states[0]
+	s.Begin()
+	s.Begin()
+	if s.Usable() {
+		t.Error("usable with as many calls as it may have")
+	}
+	s.End()
+	if !s.Usable() {
+		t.Error("not usable with one call less")
+	}
+	s.Begin()
+	g.close()
+	if !s.Usable() {
+		t.Error("the limit outlives its handler")
+	}
+}
+
+func TestObserveConcurrently(t *testing.T) {
+	g := newGroup(t, 4, &Passive{FailDuration: testSecond, MaxFails: 5, OutlierDetection: &OutlierDetection{Interval: 10 * ms, BaseEjectionTime: 1, MaxEjectionTime: 1, SuccessRate: new(SuccessRate), Latency: new(Latency)}})
+	defer g.close()
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := range 20_000 {
+				s := g.states[(w+i)%4]
+				trial, ok := s.TryBegin()
+				if !ok {
+					continue
+				}
+				a := attemptOK
+				switch i / 7 % 3 {
+				case 0:
+					a = attemptFailed
+				case 1:
+					a = attemptBroken
+				}
+				s.End()
+				g.p.Observe(s, &a, trial)
+			}
+		})
+	}
+	wg.Wait()
+	for i, s := range g.states {
+		if s.Active() != 0 {
+			t.Errorf("endpoint %d: %d calls", i, s.Active())
+		}
+		if s.Has(upstream.OnTrial) {
+			t.Errorf("endpoint %d: still on trial", i)
+		}
+	}
+}
+
+func TestObserveAllocates(t *testing.T) {
+	g := newGroup(t, 1, &Passive{FailDuration: hour, MaxFails: 10_000, OutlierDetection: &OutlierDetection{ConsecutiveFailures: 1000, ConsecutiveLocalFailures: 1000, Latency: new(Latency)}})
+	defer g.close()
+	for _, a := range []call.Attempt{attemptOK, attemptFailed, attemptBroken, attemptGone} {
+		if n := testing.AllocsPerRun(200, func() { g.p.Observe(g.states[0], &a, false) }); n != 0 {
+			t.Errorf("%+v: %v allocations", a, n)
+		}
+	}
+}
+
+func TestPassiveRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		p    *Passive
+		text string
+	}{
+		{&Passive{FailDuration: -1}, "fail_duration is -1ns"},
+		{&Passive{MaxFails: 3}, "need fail_duration"},
+		{&Passive{MaxFails: -3, FailDuration: 1}, "max_fails is -3"},
+		{&Passive{UnhealthyLatency: 3}, "need fail_duration"},
+		{&Passive{UnhealthyRequestCount: -1}, "unhealthy_request_count"},
+		{&Passive{FailureCodes: []string{"NOPE"}}, `"NOPE" is not a gRPC status code`},
+		{&Passive{FailureCodes: []string{"OK"}}, "OK is no failure"},
+		{&Passive{OutlierDetection: &OutlierDetection{Interval: 1}}, "interval is 1ns"},
+		{&Passive{OutlierDetection: &OutlierDetection{MaxEjectionPercent: 101}}, "max_ejection_percent is 101"},
+		{&Passive{OutlierDetection: &OutlierDetection{FailurePercentage: &FailurePercentage{Threshold: 101}}}, "threshold is 101"},
+		{&Passive{OutlierDetection: &OutlierDetection{SuccessRate: &SuccessRate{Enforcement: 101}}}, "success_rate"},
+		{&Passive{OutlierDetection: &OutlierDetection{Latency: &Latency{Factor: 1}}}, "latency.factor"},
+	} {
+		if err := tc.p.Provision(caddy.Context{}); err == nil || !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("%+v: error %v, want %q in it", tc.p, err, tc.text)
+		}
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	g := newGroup(b, 16, &Passive{FailDuration: hour, MaxFails: 10, OutlierDetection: &OutlierDetection{SuccessRate: new(SuccessRate), Latency: new(Latency)}})
+	defer g.close()
+	b.Run("good", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			g.p.Observe(g.states[0], &attemptOK, false)
+		}
+	})
+	b.Run("good/parallel", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				g.p.Observe(g.states[1], &attemptOK, false)
+			}
+		})
+	})
+	b.Run("caller", func(b *testing.B) {
+		for b.Loop() {
+			g.p.Observe(g.states[2], &attemptCaller, false)
+		}
+	})
+	b.Run("failed", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			g.p.Observe(g.states[3], &attemptFailed, false)
+		}
+	})
+}
