@@ -70,7 +70,7 @@ func optionalNumberOption(to **float64) func(*caddyfile.Dispenser) error {
 		}
 		x, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(x >= 0 && x <= math.MaxFloat64) {
-			return d.Errf("%s: %q is not a number from 0", word, value)
+			return d.Errf("%s: %q is not a number of 0 or more", word, value)
 		}
 		*to = &x
 		return nil

@@ -84,7 +84,7 @@ func checkCount(name string, n int) error {
 
 func checkNotNegative(name string, x *float64) error {
 	if x != nil && !(*x >= 0 && *x <= math.MaxFloat64) {
-		return fmt.Errorf("%s: %s is not a number from 0", name, strconv.FormatFloat(*x, 'g', -1, 64))
+		return fmt.Errorf("%s: %s is not a number of 0 or more", name, strconv.FormatFloat(*x, 'g', -1, 64))
 	}
 	return nil
 }

@@ -116,7 +116,7 @@ func (p *ORCA) Validate() error {
 		return err
 	}
 	if p.OOBReportingPeriod != 0 && !p.EnableOOBLoadReport {
-		return fmt.Errorf("oob_reporting_period: it means nothing without enable_oob_load_report")
+		return fmt.Errorf("oob_reporting_period: nothing is asked for without enable_oob_load_report; set that, or remove this")
 	}
 	// A58: "Configuration is rejected if this value is negative."
 	return checkNotNegative("error_utilization_penalty", p.ErrorUtilizationPenalty)

@@ -58,7 +58,7 @@ func orDefault(d caddy.Duration, def time.Duration) time.Duration {
 func checkDurations(durations map[string]caddy.Duration) error {
 	for _, name := range slices.Sorted(maps.Keys(durations)) {
 		if d := time.Duration(durations[name]); d < 0 {
-			return fmt.Errorf("%s: %v is negative", name, d)
+			return fmt.Errorf("%s: %v is negative; leave it out for the default", name, d)
 		}
 	}
 	return nil
