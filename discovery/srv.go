@@ -128,14 +128,21 @@ func (s *SRV) Provision(ctx caddy.Context) (err error) {
 
 // Watch implements [Source].
 func (s *SRV) Watch(ctx context.Context, sink Sink) {
-	var k known
-	targets := make(map[string]*known)
+	var (
+		k       known
+		targets = make(map[string]*known)
+		told    string
+	)
 	poll(ctx, sink, s.asked, func(ctx context.Context, r *reporter) (time.Duration, error) {
-		list, ttl, err := s.look(ctx, &k, targets)
+		list, missing, ttl, err := s.look(ctx, &k, targets)
 		if err != nil {
 			return s.waitAfter(err), err
 		}
 		r.update(list)
+		if text := fmt.Sprint(missing); text != told && len(missing) > 0 {
+			s.logger.Warn("some targets of the SRV records cannot be found", zap.String("name", s.name), zap.Int("targets", len(missing)), zap.Error(missing[0]))
+			told = text
+		}
 		return s.wait(ttl), nil
 	})
 }
@@ -153,27 +160,22 @@ type targetAddrs struct {
 	err   error
 }
 
-// look finds the endpoints. k and targets remember the names between looks.
-func (s *SRV) look(ctx context.Context, k *known, targets map[string]*known) ([]upstream.Endpoint, time.Duration, error) {
+// look finds the endpoints. missing says why targets have none. k and targets remember the names between looks.
+func (s *SRV) look(ctx context.Context, k *known, targets map[string]*known) (list []upstream.Endpoint, missing []error, ttl time.Duration, err error) {
 	records, extra, ttl, err := s.resolver.services(ctx, s.name, k)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	// RFC 2782: "A Target of "." means that the service is decidedly not available at this domain."
 	records = slices.DeleteFunc(records, func(r *dns.SRV) bool { return r.Target == "." || r.Port == 0 })
 	if len(records) == 0 {
-		return nil, 0, fmt.Errorf("the SRV records of %s say that the service is not available: %w", s.name, ErrNoEndpoints)
+		return nil, nil, 0, fmt.Errorf("the SRV records of %s say that the service is not available: %w", s.name, ErrNoEndpoints)
 	}
 	found := s.addresses(ctx, records, extra, targets)
-
-	var (
-		list []upstream.Endpoint
-		errs []error
-	)
 	for _, r := range records {
 		target := found[strings.ToLower(r.Target)]
 		if target.err != nil {
-			errs = append(errs, target.err)
+			missing = append(missing, target.err)
 			continue
 		}
 		ttl = min(ttl, target.ttl)
@@ -186,12 +188,11 @@ func (s *SRV) look(ctx context.Context, k *known, targets map[string]*known) ([]
 	}
 	switch {
 	case len(list) == 0:
-		return nil, 0, fmt.Errorf("no target of the SRV records of %s can be found: %w", s.name, errors.Join(errs...))
+		return nil, nil, 0, fmt.Errorf("no target of the SRV records of %s can be found: %w", s.name, errors.Join(missing...))
 	case len(list) > maxEndpoints:
-		return nil, 0, fmt.Errorf("the SRV records of %s lead to %d endpoints; at most %d are allowed", s.name, len(list), maxEndpoints)
-	case len(errs) > 0:
+		return nil, nil, 0, fmt.Errorf("the SRV records of %s lead to %d endpoints; at most %d are allowed", s.name, len(list), maxEndpoints)
+	case len(missing) > 0:
 		ttl = min(ttl, lastRetry)
-		s.logger.Warn("some targets cannot be found", zap.String("name", s.name), zap.Int("targets", len(errs)), zap.Error(errs[0]))
 	}
 	slices.SortFunc(list, func(a, b upstream.Endpoint) int {
 		if a.Priority != b.Priority {
@@ -199,7 +200,7 @@ func (s *SRV) look(ctx context.Context, k *known, targets map[string]*known) ([]
 		}
 		return strings.Compare(a.Address+a.Name, b.Address+b.Name)
 	})
-	return list, ttl, nil
+	return list, missing, ttl, nil
 }
 
 // addresses finds the targets' addresses, in the answer or by asking, by the targets' names in lower case.
