@@ -440,3 +440,41 @@ func benchmarkBuild(b *testing.B, name, config string, snap *upstream.Snapshot) 
 		runtime.KeepAlive(kept)
 	})
 }
+
+// BenchmarkRendezvousWeighted: weights need a logarithm for those that may win.
+func BenchmarkRendezvousWeighted(b *testing.B) {
+	snap := selectiontest.Snapshot(10_000)
+	for i := range snap.Endpoints {
+		snap.Endpoints[i].Weight = uint32(1 + i%10)
+	}
+	p := mustLoad(hashPolicies["rendezvous"]).Build(snap)
+	calls := keyedCalls(1024)
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		i++
+		p.Pick(selection.PickInfo{Call: calls[i&1023]})
+	}
+}
+
+// BenchmarkBoundedHot is the worst there is: all calls have one key, and half of the endpoints are full with them.
+func BenchmarkBoundedHot(b *testing.B) {
+	for _, name := range []string{"ring_hash", "maglev"} {
+		for _, n := range []int{100, 10_000} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				config := hashPolicies[name]
+				snap := selectiontest.Snapshot(n)
+				p := mustLoad(config[:len(config)-1] + `,"balance_factor":125}`).Build(snap)
+				in := selection.PickInfo{Call: withKey(1)}
+				for range n / 2 {
+					i, _ := p.Pick(in)
+					snap.Endpoints[i].State.Begin()
+				}
+				b.ReportAllocs()
+				for b.Loop() {
+					p.Pick(in)
+				}
+			})
+		}
+	}
+}

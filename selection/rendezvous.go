@@ -41,22 +41,32 @@ func (p *Rendezvous) Provision(ctx caddy.Context) error { return p.provision(ctx
 func (p *Rendezvous) Build(s *upstream.Snapshot) Picker { return newRendezvous(&p.hashing, s) }
 
 func newRendezvous(h *hashing, s *upstream.Snapshot) Picker {
-	r := &rendezvous{hashed: h.hashed(s), hashes: make([]uint64, len(s.Endpoints))}
-	weights := make([]float64, len(s.Endpoints))
+	r := &rendezvous{hashed: h.hashed(s)}
+	of := make(map[uint32]int)
 	for i := range s.Endpoints {
-		e := &s.Endpoints[i]
-		r.hashes[i], weights[i] = xxhash.Sum64String(e.HashKey()), float64(e.EffectiveWeight())
-		if weights[i] != weights[0] {
-			r.weights = weights
+		w := s.Endpoints[i].EffectiveWeight()
+		c, ok := of[w]
+		if !ok {
+			c = len(r.classes)
+			of[w] = c
+			r.classes = append(r.classes, class{weight: float64(w)})
 		}
+		r.classes[c].hashes = append(r.classes[c].hashes, xxhash.Sum64String(s.Endpoints[i].HashKey()))
+		r.classes[c].places = append(r.classes[c].places, int32(i))
 	}
 	return r.pass(r, s)
 }
 
 type rendezvous struct {
 	hashed
-	hashes  []uint64
-	weights []float64 // nil if they are equal
+	classes []class
+}
+
+// class is all endpoints of one weight.
+type class struct {
+	weight float64
+	hashes []uint64
+	places []int32
 }
 
 // Pick implements [Picker].
@@ -68,13 +78,15 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 		}
 		h = randUint64()
 	}
-	if p.weights != nil {
+	if len(p.classes) > 1 {
 		return p.weighted(h, in.Tried)
 	}
 	place, least := -1, uint64(math.MaxUint64)
-	for i, e := range p.hashes {
-		if x := mix(h ^ e); x <= least && p.open(i, in.Tried) {
-			place, least = i, x
+	for _, c := range p.classes { // One, or none.
+		for i, e := range c.hashes {
+			if x := mix(h ^ e); x <= least && p.open(i, in.Tried) {
+				place, least = i, x
+			}
 		}
 	}
 	return p.result(place, place >= 0)
@@ -82,21 +94,34 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 
 // weighted is the method of Schindelhauer and Schomaker ("Weighted distributed hash tables", 2005): u being the hash of
 // endpoint and key as a number in [0, 1), the least -ln(1-u)/w wins, and that is an endpoint of weight w with the
-// probability w/sum. With equal weights it is the least hash. The logarithm is only worked out for endpoints that may win,
-// since -ln(1-u) >= u.
+// probability w/sum. With equal weights it is the least hash. The logarithm is only worked out for endpoints that may win:
+// since -ln(1-u) >= u, their u is below the least score so far × w.
 func (p *rendezvous) weighted(h uint64, tried []int) (int, bool) {
 	place, least := -1, math.Inf(1)
-	for i, e := range p.hashes {
-		w := p.weights[i]
-		u := float64(int64(mix(h^e)>>11)) * 0x1p-53
-		if u >= least*w {
-			continue
-		}
-		if score := -math.Log1p(-u) / w; score < least && p.open(i, tried) {
-			place, least = i, score
+	for i := range p.classes {
+		c := &p.classes[i]
+		limit := limitOf(least * c.weight)
+		for k, e := range c.hashes {
+			x := mix(h ^ e)
+			if x > limit {
+				continue
+			}
+			u := float64(x>>11) * 0x1p-53
+			if score := -math.Log1p(-u) / c.weight; score < least && p.open(int(c.places[k]), tried) {
+				place, least = int(c.places[k]), score
+				limit = limitOf(least * c.weight)
+			}
 		}
 	}
 	return p.result(place, place >= 0)
+}
+
+// limitOf is the greatest hash that makes a number of at most u.
+func limitOf(u float64) uint64 {
+	if u >= 1 {
+		return math.MaxUint64
+	}
+	return uint64(u*0x1p53)<<11 | 1<<11 - 1
 }
 
 var (

@@ -23,9 +23,9 @@ const (
 )
 
 // RingHash sends calls with the same key to the same endpoint. Endpoints have many points each on a ring, by the hash of
-// their address, and a call goes to the first point at or after the hash of its key. When an endpoint goes or cannot be
-// used, its keys are spread over the others. Few other keys move: none while the set of endpoints is the same, some of a
-// hundred when it changes, since the number of each endpoint's points does.
+// their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used, its
+// keys are spread over the others, and no other keys move. When the set of endpoints changes, some other keys move too, up
+// to a tenth of them in small sets, since the number of each endpoint's points depends on how many endpoints there are.
 //
 // It is gRPC's and Envoy's algorithm, and proxies of these kinds agree about who gets a key (gRFC A42, A76). The entry
 // `hash_key` of an endpoint's metadata stands for its address, so that an endpoint can keep its keys under a new one.

@@ -313,3 +313,23 @@ func BenchmarkSticky(b *testing.B) {
 		})
 	}
 }
+
+// No text but a token that was made here is good.
+func FuzzStickyToken(f *testing.F) {
+	m := newMinter([]byte("secret"))
+	tokens := m.mint(parted(3, nil).Endpoints)
+	good := tokens.text(0, 0)
+	f.Add("")
+	f.Add(good)
+	f.Add(tokens.text(1, time.Hour))
+	f.Add(strings.Repeat("A", len(good)))
+	f.Fuzz(func(t *testing.T, text string) {
+		place, _, ok := tokens.find(text, false)
+		if ok && text != tokens.text(place, 0) {
+			// Without the secret, only one that was handed out with an end could be.
+			if _, _, lasting := tokens.find(text, true); !lasting || len(text) != len(good) {
+				t.Errorf("%q is good", text)
+			}
+		}
+	})
+}
