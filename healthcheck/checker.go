@@ -49,7 +49,7 @@ type checker struct {
 }
 
 func newChecker(g *checks, service string, perRPC bool) *checker {
-	mem := g.state.Memory(memoryKey{g.settings.question, service}, func() any { return new(memory) }).(*memory)
+	mem := g.state.Memory(memoryKey{g.settings.Load().question, service}, func() any { return new(memory) }).(*memory)
 	return &checker{g: g, service: service, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
 }
 
@@ -57,7 +57,7 @@ func newChecker(g *checks, service string, perRPC bool) *checker {
 const spread = 100 * time.Millisecond
 
 func (c *checker) start() {
-	a := c.g.settings
+	a := c.g.settings.Load()
 	interval := time.Duration(a.Interval)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -166,9 +166,7 @@ func (c *checker) probe() (v Verdict) {
 			v = Verdict{Answer: Undecided}
 		}
 	}()
-	t := c.g.target
-	t.Service = c.service
-	v = c.g.settings.prober.Probe(ctx, &t)
+	v = c.g.settings.Load().prober.Probe(ctx, c.g.about(c.service))
 	if errors.Is(c.g.ctx.Err(), context.Canceled) {
 		v.Answer = Undecided
 	}
@@ -176,7 +174,7 @@ func (c *checker) probe() (v Verdict) {
 }
 
 func (c *checker) panicked(r any) {
-	c.g.target.Logger.Error("health check panicked", zap.String("upstream", c.g.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+	c.g.settings.Load().logger.Error("health check panicked", zap.String("upstream", c.g.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 }
 
 // take counts the answer to a probe, unless the endpoint has told something newer meanwhile. It returns whether the
@@ -190,13 +188,13 @@ func (c *checker) take(v Verdict, pushes uint64) bool {
 	if v.Answer == Serving {
 		c.passes, c.fails = c.passes+1, 0
 		unejectOn(c.g.state)
-		if c.status == connecting || c.status == unhealthy && c.passes >= c.g.settings.Passes {
+		if c.status == connecting || c.status == unhealthy && c.passes >= c.g.settings.Load().Passes {
 			return c.becomeLocked(healthy, "")
 		}
 		return false
 	}
 	c.passes, c.fails = 0, c.fails+1
-	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Fails {
+	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Load().Fails {
 		return c.becomeLocked(unhealthy, v.Text)
 	}
 	return false
@@ -234,7 +232,7 @@ func (c *checker) becomeLocked(s status, why string) (publish bool) {
 
 // nextLocked is how long to wait until the next probe.
 func (c *checker) nextLocked() time.Duration {
-	a := c.g.settings
+	a := c.g.settings.Load()
 	edge := c.edge
 	c.edge = false
 	var d time.Duration
@@ -297,8 +295,6 @@ func watchBackoff(try int, most time.Duration) time.Duration {
 // again with exponential backoff, which a message resets.
 func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 	ctx := c.g.ctx
-	t := c.g.target
-	t.Service = c.service
 	if !sleep(ctx, wait) {
 		return
 	}
@@ -309,7 +305,7 @@ func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 		case <-c.kick:
 		default:
 		}
-		err := c.watchOnce(ctx, w, &t, func(v Verdict) {
+		err := c.watchOnce(ctx, w, c.g.about(c.service), func(v Verdict) {
 			told = true
 			c.push(v)
 		})
@@ -337,7 +333,7 @@ func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 			}
 		}
 		c.lost(mode, err)
-		if !sleep(ctx, watchBackoff(try, time.Duration(c.g.settings.Interval))) {
+		if !sleep(ctx, watchBackoff(try, time.Duration(c.g.settings.Load().Interval))) {
 			return
 		}
 	}

@@ -48,10 +48,19 @@ func TestThresholds(t *testing.T) {
 			answer Answer
 			usable bool
 		}{
-			{NoAnswer, true}, {NoAnswer, true}, {Serving, true}, // a good answer in between
-			{NoAnswer, true}, {NotServing, true}, {NoAnswer, false},
-			{Undecided, false}, {Serving, false}, {NoAnswer, false},
-			{Serving, false}, {Undecided, false}, {Serving, true}, {Serving, true},
+			{NoAnswer, true},
+			{NoAnswer, true},
+			{Serving, true}, // a good answer in between
+			{NoAnswer, true},
+			{NotServing, true},
+			{NoAnswer, false},
+			{Undecided, false},
+			{Serving, false},
+			{NoAnswer, false},
+			{Serving, false},
+			{Undecided, false},
+			{Serving, true},
+			{Serving, true},
 		}
 		for i, st := range steps {
 			p.say(st.answer, "because")
@@ -159,7 +168,8 @@ func TestIntervals(t *testing.T) {
 	})
 }
 
-// Handlers with the same settings share the checks; they end with the last of them.
+// Handlers with the same settings share the checks; they end with the last of them. Who came last asks:
+// the others' configuration may have been unloaded.
 func TestShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, other := new(script), new(script)
@@ -169,17 +179,17 @@ func TestShared(t *testing.T) {
 		first := active(t, steady(new(Active)), p).Attend(info, end)
 		second := active(t, steady(new(Active)), other).Attend(info, end)
 		after(10*time.Second + spread)
-		if n, m := len(p.asked()), len(other.asked()); n != 11 || m != 0 {
+		if n, m := len(p.asked()), len(other.asked()); n != 0 || m != 11 {
 			t.Errorf("asked %d and %d times in 10 s", n, m)
 		}
 		first()
 		after(10 * time.Second)
-		if n := len(p.asked()); n != 21 {
+		if n := len(other.asked()); n != 21 {
 			t.Errorf("asked %d times in 20 s, the first handler gone", n)
 		}
 		second()
 		after(10 * time.Second)
-		if n := len(p.asked()); n != 21 {
+		if n := len(other.asked()); n != 21 {
 			t.Errorf("asked %d times though both have gone", n)
 		}
 		if !end.State.Usable() {

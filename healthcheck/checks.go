@@ -21,7 +21,7 @@ type checksKey struct{ config string }
 type checks struct {
 	mu       sync.Mutex
 	users    int
-	settings *Active
+	settings atomic.Pointer[Active] // of who joined last: earlier ones may have been unloaded
 	state    *upstream.State
 	target   Target
 	ctx      context.Context
@@ -31,11 +31,12 @@ type checks struct {
 	logged   atomic.Bool // that the server has no health service
 }
 
-// join begins to use the checks; the first user's settings are everybody's, since they are the same.
+// join begins to use the checks.
 func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoint) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.users++
+	g.settings.Store(a)
 	if g.users > 1 {
 		return
 	}
@@ -45,8 +46,8 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 	if a.Port == 0 {
 		conns.calls = end
 	}
-	g.settings, g.state = a, end.State
-	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), Logger: a.logger, conns: conns, noService: g.noService}
+	g.state = end.State
+	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns, noService: g.noService}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.running = make(map[string]*checker)
 	names, perRPC := []string{""}, false
@@ -65,6 +66,13 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 		}
 		g.publishLocked()
 	}
+}
+
+// about is the target for questions about a service.
+func (g *checks) about(service string) *Target {
+	t := g.target
+	t.Service, t.Logger = service, g.settings.Load().logger
+	return &t
 }
 
 // leave is join's counterpart.
@@ -115,7 +123,7 @@ type serviceNames struct {
 type serviceNamesKey struct{ question string }
 
 func (g *checks) names() *serviceNames {
-	return g.state.Memory(serviceNamesKey{g.settings.question}, func() any { return new(serviceNames) }).(*serviceNames)
+	return g.state.Memory(serviceNamesKey{g.settings.Load().question}, func() any { return new(serviceNames) }).(*serviceNames)
 }
 
 func (g *checks) remembered() []string {
@@ -169,6 +177,6 @@ func (g *checks) publishLocked() {
 // noService logs, once, that the server has no health service.
 func (g *checks) noService(why string) {
 	if g.logged.CompareAndSwap(false, true) {
-		g.target.Logger.Info("upstream has no health service", zap.String("upstream", g.target.Endpoint.Address), zap.String("reason", why))
+		g.settings.Load().logger.Info("upstream has no health service", zap.String("upstream", g.target.Endpoint.Address), zap.String("reason", why))
 	}
 }

@@ -229,8 +229,13 @@ func TestPanic(t *testing.T) {
 		threshold   float64
 		want        bool
 	}{
-		{5, 10, 50, false}, {4, 10, 50, true}, {0, 10, 50, true}, {0, 10, 0, false},
-		{9, 10, 100, true}, {10, 10, 100, false}, {0, 0, 50, false},
+		{5, 10, 50, false},
+		{4, 10, 50, true},
+		{0, 10, 50, true},
+		{0, 10, 0, false},
+		{9, 10, 100, true},
+		{10, 10, 100, false},
+		{0, 0, 50, false},
 	} {
 		if got := Panic(tc.usable, tc.all, tc.threshold); got != tc.want {
 			t.Errorf("%d of %d usable, threshold %g: %v", tc.usable, tc.all, tc.threshold, got)

@@ -25,7 +25,8 @@ import (
 // namespace is where the modules of this package are registered.
 const namespace = "http.grpc_proxy.health_checks."
 
-// Prober is a configured check: it asks an endpoint how it is doing.
+// Prober is a configured check: it asks an endpoint how it is doing. Checks outlive a reload that does not change them;
+// they then go on with the new configuration's instance, and what is under way on the old one's ends there.
 type Prober interface {
 	// Probe asks once. The deadline of ctx is the check's timeout; when it passes, the verdict is of no interest any more.
 	// Probe is called concurrently for different targets.
@@ -151,16 +152,20 @@ func (t *Target) Scheme() string {
 // Open opens a stream to the endpoint, on the connections of its calls: what a check proves there, calls will find. If
 // calls leave no room on them, the check makes a connection of its own, since a busy endpoint is not an ill one.
 func (t *Target) Open(ctx context.Context, fields []h2.Field, recv h2.Receiver) (*h2.Stream, *transport.Error) {
+	return t.open(caller{ctx}, fields, recv) //nolint:contextcheck // transport knows it as a Caller
+}
+
+func (t *Target) open(c caller, fields []h2.Field, recv h2.Receiver) (*h2.Stream, *transport.Error) {
 	if t.conns.calls == nil {
-		return t.conns.ownEndpoint().Open(caller{ctx}, fields, false, recv)
+		return t.conns.ownEndpoint().Open(c, fields, false, recv)
 	}
 	end := t.conns.calls.For(netip.Addr{})
 	if end.Conns() == 0 {
-		return end.Open(caller{ctx}, fields, false, recv) // waits for the connection
+		return end.Open(c, fields, false, recv) // waits for the connection
 	}
 	s, err := end.Open(hasty{}, fields, false, recv)
 	if err != nil && (err.Kind == transport.KindQueueFull || err.Kind == transport.KindQueueTimeout) {
-		return t.conns.ownEndpoint().Open(caller{ctx}, fields, false, recv)
+		return t.conns.ownEndpoint().Open(c, fields, false, recv)
 	}
 	return s, err
 }

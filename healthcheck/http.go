@@ -138,12 +138,10 @@ func (h *HTTP) Probe(ctx context.Context, t *Target) Verdict {
 	}}
 	resp, err := client.Do(req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
+		if u, ok := errors.AsType[*url.Error](err); ok {
 			err = u.Err
 		}
-		var ce connectError
-		if !errors.As(err, &ce) {
+		if _, ok := errors.AsType[connectError](err); !ok {
 			err = errors.New(transport.Cause(err))
 		}
 		return noAnswer(ctx, t, err)

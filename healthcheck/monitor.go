@@ -45,14 +45,15 @@ func (t *Transition) Event() string {
 		return EventDrained
 	case upstream.ConditionConnecting:
 		return ""
+	default: // healthy, warming
+		switch {
+		case from.Condition == upstream.ConditionEjected:
+			return EventReadmitted
+		case from.Reason == upstream.Backoff:
+			return ""
+		}
+		return EventHealthy
 	}
-	switch {
-	case from.Condition == upstream.ConditionEjected:
-		return EventReadmitted
-	case from.Reason == upstream.Backoff:
-		return ""
-	}
-	return EventHealthy
 }
 
 // Monitor tells of transitions.

@@ -181,17 +181,18 @@ func (p *Passive) judge(a *call.Attempt) outcome {
 			return broken
 		}
 		return neutral
+	case call.EndedByUpstream:
+		switch {
+		case a.Source == call.SourceProxy:
+			return broken
+		case p.counted.has(a.Code):
+			return failed
+		case a.Code == grpcwire.Canceled:
+			return neutral // the server gave up for its client's sake
+		}
+		return good
 	}
-	if a.Source == call.SourceProxy {
-		return broken
-	}
-	switch {
-	case p.counted.has(a.Code):
-		return failed
-	case a.Code == grpcwire.Canceled:
-		return neutral // the server gave up for its client's sake
-	}
-	return good
+	return neutral
 }
 
 // Observe takes how an attempt on the endpoint went, once, at its end. trial is what State.TryBegin returned for it.

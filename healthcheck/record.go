@@ -31,7 +31,7 @@ type record struct {
 	until     time.Time // the end of the ejection that is in force
 	timer     *time.Timer
 	decayed   time.Time
-	lastFail  time.Duration // the longest fail_duration there was
+	lastFail  time.Duration // fail_duration of who set Failing
 	failTimer *time.Timer
 }
 
@@ -156,18 +156,28 @@ func (r *record) forget() {
 }
 
 func (r *record) forgetLaterLocked() {
-	left := time.Duration(0)
-	if g := r.recent.Load(); g != nil && len(r.users) > 0 {
-		if oldest := g.oldest(); oldest != 0 {
-			left = r.lastFail - time.Since(time.Unix(0, oldest))
-		}
-	}
-	if left > 0 {
+	if left := r.failingFor(); left > 0 {
 		r.failTimer.Reset(left)
 		return
 	}
-	r.failTimer.Stop()
 	r.state.Clear(upstream.Failing)
+	if left := r.failingFor(); left > 0 { // a failure that has come just now took it for out already
+		r.state.SetWhy(upstream.Failing, fmt.Sprintf("too many failed calls within %v", r.lastFail))
+		r.failTimer.Reset(left)
+	}
+}
+
+// failingFor is how long the oldest of the failures that are too many will be remembered.
+func (r *record) failingFor() time.Duration {
+	g := r.recent.Load()
+	if g == nil || len(r.users) == 0 {
+		return 0
+	}
+	oldest := g.oldest()
+	if oldest == 0 {
+		return 0
+	}
+	return r.lastFail - time.Since(time.Unix(0, oldest))
 }
 
 // eject takes the endpoint out. gRFC A50 and Envoy: for base × the number of ejections in a row, at most the maximum.

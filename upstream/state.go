@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -191,7 +192,7 @@ func (s *State) Watch(f func(Change)) (stop func()) {
 	w := &watcher{f}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.watchers = append(s.watchers[:len(s.watchers):len(s.watchers)], w)
+	s.watchers = append(slices.Clip(s.watchers), w)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -97,7 +97,7 @@ func TestStateMemory(t *testing.T) {
 	if b := s.Memory(key{2}, func() any { return new(int) }); a == b {
 		t.Error("two keys share what is remembered")
 	}
-	if s.Work() != s.Work() {
+	if w := s.Work(); w != s.Work() {
 		t.Error("the counters of work are others each time")
 	}
 }

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"math/bits"
+	"slices"
 	"time"
 )
 
@@ -138,7 +139,7 @@ func (s *State) WatchStatus(f func(from, to Status)) (stop func()) {
 	w := &statusWatcher{f}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.statusWatchers = append(s.statusWatchers[:len(s.statusWatchers):len(s.statusWatchers)], w)
+	s.statusWatchers = append(slices.Clip(s.statusWatchers), w)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -40,9 +41,9 @@ func TestMain(m *testing.M) {
 }
 
 // servers starts n grpc-go servers in a process of their own, so that their work is not taken for the checks'.
-func servers(b *testing.B, n int) []string {
+func servers(b testing.TB, n int) (*exec.Cmd, []string) {
 	b.Helper()
-	cmd := exec.CommandContext(b.Context(), os.Args[0])
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), benchServers+"="+strconv.Itoa(n))
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -57,6 +58,7 @@ func servers(b *testing.B, n int) []string {
 	}
 	b.Cleanup(func() {
 		in.Close()
+		_ = cmd.Process.Signal(syscall.SIGCONT)
 		_ = cmd.Wait()
 	})
 	lines := bufio.NewScanner(out)
@@ -70,7 +72,27 @@ func servers(b *testing.B, n int) []string {
 	if len(addrs) < n {
 		b.Fatal("the servers have not started")
 	}
-	return addrs
+	return cmd, addrs
+}
+
+// A process that is frozen keeps its connections and answers nothing. It is found out by the checks that come on top of
+// the watch, and comes back when it thaws.
+func TestFrozenProcess(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	cmd, addrs := servers(t, 1)
+	s := attend(t, active(t, &Active{Interval: 100 * ms, Timeout: 200 * ms}, new(GRPC)), addrs[0]).State
+	eventually(t, "healthy", s.Usable)
+	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+	if text := s.Status().Text; text != "no answer to the health check within 200ms" {
+		t.Errorf("text %q", text)
+	}
+	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "healthy again", s.Usable)
 }
 
 func cpuTime(b *testing.B) time.Duration {
@@ -86,7 +108,7 @@ func cpuTime(b *testing.B) time.Duration {
 // with -benchtime 1x: an iteration takes five seconds.
 func BenchmarkThousandEndpoints(b *testing.B) {
 	const n = 1000
-	addrs := servers(b, n)
+	_, addrs := servers(b, n)
 	for _, mode := range []string{ModeAuto, ModeCheck, ModeWatch} {
 		b.Run(mode, func(b *testing.B) {
 			a := active(b, &Active{Interval: caddy.Duration(time.Second)}, &GRPC{Mode: mode})
