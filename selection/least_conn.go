@@ -26,7 +26,7 @@ func (*LeastConn) CaddyModule() caddy.ModuleInfo {
 func (*LeastConn) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (*LeastConn) Build(s *upstream.Snapshot) Picker { return &fullScan{newBusyness(s, nil)} }
+func (*LeastConn) Build(s *upstream.Snapshot) Picker { return newFullScan(newBusyness(s, nil)) }
 
 var (
 	_ Policy                = (*LeastConn)(nil)

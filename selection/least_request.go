@@ -93,7 +93,7 @@ func checkNotNegative(name string, x *float64) error {
 func (p *LeastRequest) Build(s *upstream.Snapshot) Picker {
 	b := newBusyness(s, p.ActiveRequestBias)
 	if p.FullScan {
-		return &fullScan{b}
+		return newFullScan(b)
 	}
 	return newLeastRequest(b, p.ChoiceCount)
 }
@@ -166,31 +166,54 @@ func (p *leastRequest) Pick(in PickInfo) (int, bool) {
 }
 
 // fullScan picks the least busy of all.
-type fullScan struct{ busyness }
+type fullScan struct {
+	busyness
+	light []float64 // lightness by place, nil where all weigh the same
+}
+
+func newFullScan(b busyness) *fullScan {
+	p := &fullScan{busyness: b}
+	if b.shares != nil {
+		p.light = make([]float64, b.len())
+		for i := range p.light {
+			p.light[i] = b.shares.lightness(i)
+		}
+	}
+	return p
+}
 
 // Pick implements [Picker]. Among endpoints that are equally busy, lots are drawn.
 func (p *fullScan) Pick(in PickInfo) (int, bool) {
-	if p.shares == nil {
+	if p.light == nil {
 		return p.pickFewest(in.Tried)
 	}
-	var l lots
-	best, found, least := 0, false, math.Inf(1)
-	for i := range p.states {
-		x := p.of(i)
-		if x > least || !p.open(i, in.Tried) {
+	return p.pickLeast(in.Tried)
+}
+
+// pickLeast compares as busyness does. The loops here and below are written out for speed.
+func (p *fullScan) pickLeast(tried []int) (int, bool) {
+	best, least := -1, math.Inf(1)
+	equal, next := 0.0, 0.0 // As in lots.
+	for i, s := range p.states {
+		x := float64(s.Active())
+		if p.bias != 1 {
+			x = math.Pow(x+1, p.bias) - 1
+		}
+		x *= p.light[i]
+		if x > least || !s.Usable() || len(tried) > 0 && !p.open(i, tried) {
 			continue
 		}
 		if x < least {
-			l, least = lots{}, x
+			least, equal, next = x, 0, 0
 		}
-		if l.wins(p.shares.weight(i)) {
-			best, found = i, true
+		if equal += 1 / p.light[i]; equal > next {
+			best, next = i, equal/randFloat()
 		}
 	}
-	return p.result(best, found)
+	return p.result(max(best, 0), best >= 0)
 }
 
-// pickFewest is Pick where all weigh the same, written out for speed.
+// pickFewest is pickLeast where all weigh the same.
 func (p *fullScan) pickFewest(tried []int) (int, bool) {
 	best, fewest := -1, int64(math.MaxInt64)
 	equal, next := 0, 0 // As in lots.

@@ -2,7 +2,6 @@ package selection_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -161,44 +160,5 @@ func TestJSONErrors(t *testing.T) {
 		if p, err := load(t, config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, %v; want %q", config, p, err, want)
 		}
-	}
-}
-
-func BenchmarkPick(b *testing.B) {
-	for _, p := range policies {
-		for _, n := range []int{3, 100, 10_000} {
-			b.Run(fmt.Sprintf("%s/%d", p.name, n), func(b *testing.B) {
-				picker := p.new().Build(selectiontest.Snapshot(n))
-				b.ReportAllocs()
-				b.ResetTimer()
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						if _, ok := picker.Pick(selection.PickInfo{}); !ok {
-							b.Error("nothing picked")
-							return
-						}
-					}
-				})
-			})
-		}
-	}
-}
-
-// BenchmarkPickHalf: every other endpoint is closed.
-func BenchmarkPickHalf(b *testing.B) {
-	for _, p := range policies {
-		b.Run(p.name+"/100", func(b *testing.B) {
-			snap := selectiontest.Snapshot(100)
-			for i := 0; i < 100; i += 2 {
-				snap.Endpoints[i].State.SetUsable(false)
-			}
-			picker := p.new().Build(snap)
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, ok := picker.Pick(selection.PickInfo{}); !ok {
-					b.Fatal("nothing picked")
-				}
-			}
-		})
 	}
 }
