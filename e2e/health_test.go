@@ -1,0 +1,286 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+const (
+	serving    = grpc_health_v1.HealthCheckResponse_SERVING
+	notServing = grpc_health_v1.HealthCheckResponse_NOT_SERVING
+)
+
+func addrs(backends []*backendtest.Backend) string {
+	s := ""
+	for _, b := range backends {
+		s += " " + b.Addr()
+	}
+	return s
+}
+
+// TestPushedHealth: NOT_SERVING pushed by Watch takes new calls away, costs none, and leaves open streams alone; SERVING
+// brings them back.
+func TestPushedHealth(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_check grpc\n\tlb_policy round_robin\n}"})
+	c := client(t, p.H2C)
+	spread(t, c, 20, 2, backends...)
+	s, err := c.FullDuplexCall(metadata.AppendToOutgoingContext(within(t, time.Minute), "x", "y"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ping := func() {
+		t.Helper()
+		if err := s.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ping()
+	load := startCallers(t, 8, client(t, p.H2C))
+	for range 3 {
+		for _, b := range backends {
+			state := stateOf(t, b.Addr())
+			b.Health.SetServingStatus("", notServing)
+			begin := time.Now()
+			eventually(t, b.Name()+" is unhealthy", func() bool { return !state.Usable() })
+			t.Logf("%s: noticed after %v", b.Name(), time.Since(begin).Round(100*time.Microsecond))
+			eventually(t, "its last calls end", func() bool { n := b.Active(); return n == 0 || n == 1 })
+			n := b.Calls().Total()
+			load.more(t, 200)
+			if got := b.Calls().Total(); got != n {
+				t.Errorf("%d calls went to %s, which is not serving", got-n, b.Name())
+			}
+			ping()
+			b.Health.SetServingStatus("", serving)
+			eventually(t, b.Name()+" is healthy", state.Usable)
+			served(t, b, b.Calls().Total()+20)
+		}
+	}
+	for _, f := range load.stop() {
+		t.Errorf("a call failed: %v", f.err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHealthPerService: calls of a service leave the upstreams where it is not serving, others stay.
+func TestHealthPerService(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	for _, b := range backends {
+		b.Health.SetServingStatus("grpc.testing.TestService", serving)
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\tlb_policy round_robin\n}"})
+	c := client(t, p.H2C)
+	health := grpc_health_v1.NewHealthClient(dial(t, p.H2C, nil))
+	spread(t, c, 20, 2, backends...)
+	backends[0].Health.SetServingStatus("grpc.testing.TestService", notServing)
+	eventually(t, "the service's calls leave", func() bool {
+		got := spread(t, c, 10, 1, backends...)
+		return got[0] == 0
+	})
+	// The health service itself is another service, of which nothing bad is known.
+	for range 10 {
+		if _, err := health.Check(within(t, timeout), new(grpc_health_v1.HealthCheckRequest)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	backends[0].Health.SetServingStatus("grpc.testing.TestService", serving)
+	eventually(t, "they come back", func() bool {
+		got := spread(t, c, 10, 1, backends...)
+		return got[0] > 0
+	})
+}
+
+// TestFirstVerdict: calls wait for the first answer of a health check, and go nowhere that is not serving.
+func TestFirstVerdict(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 3)
+	backends[0].Health.SetServingStatus("", notServing)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_check grpc\n}"})
+	got := spread(t, client(t, p.H2C), 100, 8, backends...)
+	if got[0] != 0 {
+		t.Errorf("%d calls went to an upstream that never served", got[0])
+	}
+	for _, b := range backends {
+		b.Health.SetServingStatus("", notServing)
+	}
+	eventually(t, "all are unhealthy", func() bool {
+		return !stateOf(t, backends[1].Addr()).Usable() && !stateOf(t, backends[2].Addr()).Usable()
+	})
+	_, err := client(t, p.H2C).EmptyCall(within(t, timeout), new(testgrpc.Empty))
+	if s := status.Convert(err); s.Code() != codes.Unavailable || s.Message() != "none of the 3 upstreams is usable: 3 unhealthy" {
+		t.Errorf("with no healthy upstream: %v", err)
+	}
+}
+
+// TestPanic: when too few are healthy, all are used.
+func TestPanic(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 3)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_check grpc\n\tpanic_threshold 50\n\tlb_policy round_robin\n}"})
+	c := client(t, p.H2C)
+	spread(t, c, 30, 2, backends...)
+	backends[0].Health.SetServingStatus("", notServing)
+	eventually(t, "one is left out", func() bool { return spread(t, c, 20, 2, backends...)[0] == 0 })
+	backends[1].Health.SetServingStatus("", notServing)
+	eventually(t, "all are used", func() bool {
+		got := spread(t, c, 30, 2, backends...)
+		return got[0] == 10 && got[1] == 10 && got[2] == 10
+	})
+	backends[0].Health.SetServingStatus("", serving)
+	eventually(t, "the panic is over", func() bool { return spread(t, c, 20, 2, backends...)[1] == 0 })
+}
+
+// TestOutlierInTrailers: an upstream that answers, with a message even, and then says UNAVAILABLE in its trailers, is ejected.
+func TestOutlierInTrailers(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	var broken atomic.Bool
+	bad := backendtest.Start(t, backendtest.Options{Name: "bad", ServerOptions: []grpc.ServerOption{
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+			if err := h(srv, ss); err != nil || !broken.Load() {
+				return err
+			}
+			return status.Error(codes.Unavailable, "after all")
+		}),
+	}})
+	good := backendtest.Start(t, backendtest.Options{Name: "good"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + bad.Addr() + " " + good.Addr() +
+		" {\n\tlb_policy round_robin\n\toutlier_detection {\n\t\tconsecutive_failures 5\n\t\tmax_ejection_percent 50\n\t\tbase_ejection_time 500ms\n\t}\n}"})
+	c := client(t, p.H2C)
+	call := func() error {
+		s, err := c.StreamingOutputCall(within(t, timeout), &testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 10}}})
+		if err != nil {
+			return err
+		}
+		if _, err := s.Recv(); err != nil {
+			t.Fatalf("no message before the end: %v", err)
+		}
+		if _, err := s.Recv(); !errors.Is(err, io.EOF) {
+			return err
+		}
+		return nil
+	}
+	for range 20 {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	broken.Store(true)
+	failed := 0
+	for range 60 {
+		if err := call(); err != nil {
+			failed++
+		}
+	}
+	if failed < 5 || failed > 8 {
+		t.Errorf("%d of 60 calls failed, want those that it takes to be ejected: 5", failed)
+	}
+	state := stateOf(t, bad.Addr())
+	if st := state.Status(); st.Condition != upstream.ConditionEjected {
+		t.Errorf("the bad one is %v (%s)", st.Condition, st.Text)
+	}
+	broken.Store(false)
+	eventually(t, "it is readmitted", func() bool {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+		return state.Status().Condition == upstream.ConditionHealthy
+	})
+}
+
+// TestFrozen: an upstream that stops answering is taken out by the check within interval and timeout; calls on it run into
+// their own deadlines, no others fail.
+func TestFrozen(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	wiretest.CheckLeaks(t)
+	good := backendtest.Start(t, backendtest.Options{Name: "good"})
+	gate, frozen := freezable(t, good.Addr())
+	p := proxytest.Start(t, proxytest.Options{Site: fmt.Sprintf("grpc_proxy %s %s {\n\tlb_policy round_robin\n\thealth_mode check\n\thealth_interval 300ms\n\thealth_timeout 300ms\n\thealth_fails 1\n}", good.Addr(), gate)})
+	c := client(t, p.H2C)
+	spread(t, c, 20, 2, good)
+	frozen.Store(true)
+	begin := time.Now()
+	state := stateOf(t, gate)
+	eventually(t, "the frozen one is out", func() bool { return !state.Usable() })
+	t.Logf("out after %v", time.Since(begin).Round(time.Millisecond))
+	spread(t, c, 50, 4, good)
+	frozen.Store(false)
+	eventually(t, "it is back", state.Usable)
+	spread(t, c, 50, 4, good)
+}
+
+// freezable is a way to the address over which nothing goes while it is frozen, as when a process is stopped: connections
+// are taken, and that is all.
+func freezable(t *testing.T, to string) (addr string, frozen *atomic.Bool) {
+	t.Helper()
+	l, addr := listen(t)
+	frozen = new(atomic.Bool)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		close(done)
+		_ = l.Close()
+		wg.Wait()
+	})
+	pass := func(from, to net.Conn) {
+		defer from.Close()
+		defer to.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(buf)
+			for frozen.Load() {
+				select {
+				case <-done:
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+			if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+				return
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			wg.Go(func() { <-done; _ = in.Close(); _ = out.Close() })
+			wg.Go(func() { pass(in, out) })
+			wg.Go(func() { pass(out, in) })
+		}
+	})
+	return addr, frozen
+}
