@@ -233,7 +233,13 @@ func TestDocsOptions(t *testing.T) {
 	for _, m := range caddy.GetModules("http.grpc_proxy.selection_policies") {
 		policies[m.ID.Name()] = true
 	}
-	sameKeys(t, "docs/grpc_proxy.md, policies", policies, firstColumn(t, "docs/grpc_proxy.md", "| Policy |"))
+	sameKeys(t, "docs/selection.md, policies", policies, firstColumn(t, "docs/selection.md", "| Policy |"))
+
+	sources := map[string]bool{}
+	for _, m := range caddy.GetModules("http.grpc_proxy.discovery") {
+		sources[m.ID.Name()] = true
+	}
+	sameKeys(t, "docs/discovery.md, sources", sources, firstColumn(t, "docs/discovery.md", "| Source |"))
 }
 
 // TestDocsSyntax: the syntax in docs/grpc_proxy.md is that of the parser's doc comment, word by word, and the README's is a

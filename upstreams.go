@@ -2,9 +2,11 @@ package grpcproxy
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -13,6 +15,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/orca"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -68,9 +71,38 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 			c.Panics = func(usable, endpoints int) bool { return healthcheck.Panic(usable, endpoints, t) }
 		}
 	}
+	if r, ok := c.Policy.(selection.LoadReportReceiver); ok && r.ReportInterval() > 0 {
+		c.Companions = append(c.Companions, h.askForLoad(r))
+	}
 	h.observes.attempts, h.observes.latency = h.HealthChecks.Observes()
 	h.cluster, err = cluster.New(c)
 	return err
+}
+
+// askForLoad asks endpoints for load reports for as long as they are there.
+func (h *Handler) askForLoad(r selection.LoadReportReceiver) cluster.Companion {
+	return func(e *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
+		ctx, cancel := context.WithCancel(context.Background())
+		s := &orca.Stream{
+			Endpoint: end, Authority: authority(e), Interval: r.ReportInterval(), Logger: h.logger,
+			Receive: func(report []byte) { r.ReceiveLoadReport(end.State, report) },
+		}
+		go s.Run(ctx)
+		return cancel
+	}
+}
+
+// authority is how an endpoint is addressed by calls of the proxy's own.
+func authority(e *upstream.Endpoint) string {
+	switch {
+	case e.Network == "unix":
+		return "localhost"
+	case e.Name != "":
+		if _, port, err := net.SplitHostPort(e.Address); err == nil {
+			return net.JoinHostPort(e.Name, port)
+		}
+	}
+	return e.Address
 }
 
 // sources loads the source of dynamic upstreams.
