@@ -44,6 +44,8 @@ type Options struct {
 	MaxConcurrentStreams uint32
 	// ServerOptions are passed to grpc.NewServer, after those above.
 	ServerOptions []grpc.ServerOption
+	// Register adds further services.
+	Register func(*grpc.Server)
 	// Delay is how long every call of the service waits before it is answered.
 	Delay time.Duration
 	// Hook is called with each call of the service before it is answered, and before what the call's metadata asks
@@ -107,6 +109,9 @@ func New(o Options) (*Backend, error) {
 	testpb.RegisterTestServiceServer(b.server, &service{name: b.name})
 	healthpb.RegisterHealthServer(b.server, b.Health)
 	reflection.Register(b.server)
+	if o.Register != nil {
+		o.Register(b.server)
+	}
 	b.Health.SetServingStatus(Service, healthpb.HealthCheckResponse_SERVING)
 	b.recorder.init(b.server.GetServiceInfo())
 	go func() {
