@@ -376,3 +376,14 @@ func TestBusyEndpoint(t *testing.T) {
 		t.Errorf("a busy endpoint is %+v", end.State.Status())
 	}
 }
+
+// The timeout is for the first message of a Watch, not for the stream.
+func TestWatchOutlastsTimeout(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	s := attend(t, active(t, &Active{Interval: 50 * ms, Timeout: testSecond}, new(GRPC)), b.Addr()).State
+	eventually(t, "healthy", s.Usable)
+	eventually(t, "checks for longer than the timeout", func() bool { return b.Calls()["/grpc.health.v1.Health/Check"] > 70 })
+	if n := b.Calls()["/grpc.health.v1.Health/Watch"]; n != 1 {
+		t.Errorf("watched %d times", n)
+	}
+}

@@ -618,3 +618,36 @@ func BenchmarkObserve(b *testing.B) {
 		}
 	})
 }
+
+// Handlers that share an endpoint let its ejections be forgotten once per interval, and not each on its own.
+func TestSharedDecay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, &Passive{OutlierDetection: new(OutlierDetection)})
+		defer g.close()
+		other := &Passive{OutlierDetection: new(OutlierDetection)}
+		if err := other.Provision(caddy.Context{}); err != nil {
+			t.Fatal(err)
+		}
+		defer other.attend("10.0.0.1:1", g.states[0])()
+		s := g.states[0]
+		g.observe(0, 5, attemptFailed)
+		after(30*time.Second + time.Millisecond)
+		for _, a := range []call.Attempt{attemptFailed, attemptFailed, attemptOK} { // three ejections
+			trial, _ := s.TryBegin()
+			g.p.Observe(s, &a, trial)
+			s.End()
+			after(100 * time.Second)
+		}
+		// 100 s without an ejection: all are forgotten; three intervals of two handlers would have done too.
+		r := recordOf(s)
+		r.mu.Lock()
+		r.ejections = 4
+		r.mu.Unlock()
+		after(20*time.Second + time.Millisecond)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.ejections != 2 {
+			t.Errorf("%d ejections are remembered after two intervals, want 2 of 4", r.ejections)
+		}
+	})
+}
