@@ -97,6 +97,11 @@ func (p *hashed) pass(q Picker, s *upstream.Snapshot) Picker {
 	return o.pass(q)
 }
 
+// admits tells whether the endpoint at the place may be picked for the call.
+func (h *hashed) admits(place int, in *PickInfo) bool {
+	return in.usable(h.states[place]) && (len(in.Tried) == 0 || !slices.Contains(in.Tried, h.index(place)))
+}
+
 // hashOrder returns the places of the endpoints in the order of their hash keys, and these: what is built of them does
 // not depend on the order in which a source names them.
 func hashOrder(s *upstream.Snapshot) (order []int32, keys []string) {
@@ -122,26 +127,26 @@ type wheel struct {
 }
 
 // walk returns the first open endpoint from the slot on that has room for one more call.
-func (w *wheel) walk(slot int, h uint64, tried []int) (int, bool) {
+func (w *wheel) walk(slot int, h uint64, in *PickInfo) (int, bool) {
 	var all sums
 	if w.bound != nil {
 		all = w.bound.sums(&w.candidates)
 	}
 	for range min(len(w.slots), maxWalk) {
 		place := int(w.slots[slot])
-		if w.open(place, tried) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
+		if w.admits(place, in) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
 			return w.index(place), true
 		}
 		if slot++; slot == len(w.slots) {
 			slot = 0
 		}
 	}
-	return w.search(all, h, tried)
+	return w.search(all, h, in)
 }
 
 // search looks at all endpoints, when an open one with room was looked for in vain where the key would have it. Among
 // several the one with the highest rank for the key is picked; if all are full, the one with the least load.
-func (w *wheel) search(all sums, h uint64, tried []int) (int, bool) {
+func (w *wheel) search(all sums, h uint64, in *PickInfo) (int, bool) {
 	var (
 		best, spare int
 		ok, spared  bool
@@ -149,7 +154,7 @@ func (w *wheel) search(all sums, h uint64, tried []int) (int, bool) {
 	)
 	for i, s := range w.states {
 		switch r := mix(h ^ uint64(i)<<32); {
-		case !w.open(i, tried):
+		case !w.admits(i, in):
 		case w.bound == nil || w.bound.room(all, i, s.Active()):
 			if !ok || r > highest {
 				best, highest, ok = i, r, true

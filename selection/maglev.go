@@ -175,7 +175,7 @@ func (p *maglev) Pick(in PickInfo) (int, bool) {
 	if len(p.slots) == 0 {
 		return 0, false
 	}
-	return p.walk(int(h%uint64(len(p.slots))), h, in.Tried)
+	return p.walk(int(h%uint64(len(p.slots))), h, &in)
 }
 
 var (

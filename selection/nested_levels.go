@@ -98,9 +98,10 @@ func (n *nested) notSticky(outer string) error {
 	return nil
 }
 
+// usable counts the endpoints that calls can go to, apart from what comes and goes with single calls.
 func usable(endpoints []upstream.Endpoint) (n int) {
 	for i := range endpoints {
-		if endpoints[i].State.Usable() {
+		if endpoints[i].State.UsableExcept(upstream.Full | upstream.OnTrial) {
 			n++
 		}
 	}

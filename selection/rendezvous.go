@@ -79,12 +79,12 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 		h = randUint64()
 	}
 	if len(p.classes) > 1 {
-		return p.weighted(h, in.Tried)
+		return p.weighted(h, &in)
 	}
 	place, least := -1, uint64(math.MaxUint64)
 	for _, c := range p.classes { // One, or none.
 		for i, e := range c.hashes {
-			if x := mix(h ^ e); x <= least && p.open(i, in.Tried) {
+			if x := mix(h ^ e); x <= least && p.admits(i, &in) {
 				place, least = i, x
 			}
 		}
@@ -96,7 +96,7 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 // endpoint and key as a number in [0, 1), the least -ln(1-u)/w wins, and that is an endpoint of weight w with the
 // probability w/sum. With equal weights it is the least hash. The logarithm is only worked out for endpoints that may win:
 // since -ln(1-u) >= u, their u is below the least score so far × w.
-func (p *rendezvous) weighted(h uint64, tried []int) (int, bool) {
+func (p *rendezvous) weighted(h uint64, in *PickInfo) (int, bool) {
 	place, least := -1, math.Inf(1)
 	for i := range p.classes {
 		c := &p.classes[i]
@@ -107,7 +107,7 @@ func (p *rendezvous) weighted(h uint64, tried []int) (int, bool) {
 				continue
 			}
 			u := float64(x>>11) * 0x1p-53
-			if score := -math.Log1p(-u) / c.weight; score < least && p.open(int(c.places[k]), tried) {
+			if score := -math.Log1p(-u) / c.weight; score < least && p.admits(int(c.places[k]), in) {
 				place, least = int(c.places[k]), score
 				limit = limitOf(least * c.weight)
 			}

@@ -170,7 +170,7 @@ func (p *ring) Pick(in PickInfo) (int, bool) {
 	if i == len(p.points) {
 		i = 0
 	}
-	return p.walk(i, h, in.Tried)
+	return p.walk(i, h, &in)
 }
 
 var (

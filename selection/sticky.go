@@ -206,10 +206,17 @@ type sticky struct {
 
 // Pick implements [Picker].
 func (p *sticky) Pick(in PickInfo) (int, bool) {
-	if place, _, ok := p.bound(in.Call); ok && p.open(place, in.Tried) {
+	if place, _, ok := p.bound(in.Call); ok && p.keeps(place, &in) {
 		return p.index(place), true
 	}
 	return p.fallback.Pick(in)
+}
+
+// keeps tells whether the client may stay with its endpoint: unlike others it may while that drains.
+func (p *sticky) keeps(place int, in *PickInfo) bool {
+	s := p.states[place]
+	stays := in.usable(s) || s.Has(upstream.Draining) && s.UsableExcept(upstream.Draining|in.Disregard)
+	return stays && !slices.Contains(in.Tried, p.index(place))
 }
 
 // bound returns the place of the endpoint that the call's token names, and how long the token is good for.

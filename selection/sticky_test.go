@@ -144,6 +144,30 @@ func TestStickyDraining(t *testing.T) {
 	}
 }
 
+// So it is with one that is drained by hand, which stays in the list.
+func TestStickyDrainedByHand(t *testing.T) {
+	s := parted(3, nil)
+	p := newSticky(t, Sticky{}).Build(s)
+	var c client
+	c.picks(t, p)
+	s.Endpoints[0].State.Drain("test")
+	for range 3 {
+		if i, set := c.picks(t, p); i != 2 || set != "" {
+			t.Errorf("picked %d, set %q", i, set)
+		}
+		if i, _ := new(client).picks(t, p); i != 1 {
+			t.Errorf("a new client was sent to %d", i)
+		}
+	}
+	s.Endpoints[0].State.SetUsable(false)
+	if i, ok := p.Pick(PickInfo{Call: c.call(), Disregard: upstream.Unhealthy}); !ok || i != 2 {
+		t.Errorf("in a panic, picked %d, %v", i, ok)
+	}
+	if i, set := c.picks(t, p); i != 1 || set == "" {
+		t.Errorf("picked %d, set %q", i, set)
+	}
+}
+
 func TestStickyExpiry(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	clock := start
