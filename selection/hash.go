@@ -98,8 +98,8 @@ func (p *hashed) pass(q Picker, s *upstream.Snapshot) Picker {
 }
 
 // admits tells whether the endpoint at the place may be picked for the call.
-func (h *hashed) admits(place int, in *PickInfo) bool {
-	return in.usable(h.states[place]) && (len(in.Tried) == 0 || !slices.Contains(in.Tried, h.index(place)))
+func (p *hashed) admits(place int, in *PickInfo) bool {
+	return in.usable(p.states[place]) && (len(in.Tried) == 0 || !slices.Contains(in.Tried, p.index(place)))
 }
 
 // hashOrder returns the places of the endpoints in the order of their hash keys, and these: what is built of them does
