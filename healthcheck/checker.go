@@ -197,7 +197,21 @@ func (c *checker) take(v Verdict, pushes uint64) bool {
 	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Load().Fails {
 		return c.becomeLocked(unhealthy, v.Text)
 	}
+	if c.status == unhealthy {
+		c.sayLocked(v.Text)
+	}
 	return false
+}
+
+// sayLocked replaces the reason why the status is what it is.
+func (c *checker) sayLocked(why string) {
+	c.mem.mu.Lock()
+	same := c.mem.why == why
+	c.mem.why = why
+	c.mem.mu.Unlock()
+	if !same {
+		c.voteLocked(why)
+	}
 }
 
 // push takes what the endpoint tells unasked: that counts at once.
@@ -213,7 +227,11 @@ func (c *checker) push(v Verdict) {
 		changed = c.status != healthy && c.becomeLocked(healthy, "")
 	default:
 		c.passes, c.fails = 0, 1
-		changed = c.status != unhealthy && c.becomeLocked(unhealthy, v.Text)
+		if c.status == unhealthy {
+			c.sayLocked(v.Text)
+		} else {
+			changed = c.becomeLocked(unhealthy, v.Text)
+		}
 	}
 	c.mu.Unlock()
 	if changed {

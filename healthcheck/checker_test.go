@@ -82,6 +82,12 @@ func TestFirstAnswerDecides(t *testing.T) {
 		if st := end.State.Status(); st.Condition != upstream.ConditionUnhealthy || st.Text != "nobody there" {
 			t.Errorf("after a bad first answer: %+v", st)
 		}
+		since := end.State.Status().Since
+		p.say(NotServing, "not now")
+		after(time.Second)
+		if st := end.State.Status(); st.Text != "not now" || !st.Since.Equal(since) {
+			t.Errorf("after another bad answer: %+v, want the new reason and the old time", st)
+		}
 	})
 }
 

@@ -84,8 +84,10 @@ func (c *Config) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop 
 		return func() {}
 	}
 	stops := []func(){c.monitor.Attend(info, end)}
-	if c.SlowStart != nil {
-		end.State.SetWarmUp(time.Duration(c.SlowStart.Window))
+	if s := c.SlowStart; s != nil {
+		end.State.SetWarmUp(time.Duration(s.Window))
+	} else {
+		end.State.SetWarmUp(0) // an earlier configuration may have had it
 	}
 	if c.Passive != nil {
 		stops = append(stops, c.Passive.Attend(info, end))

@@ -217,15 +217,17 @@ func value(fields []h2.Field, name string) string {
 
 // verdictOf reads a HealthCheckResponse.
 func verdictOf(msg []byte) Verdict {
-	status := uint64(servingUnknown) // proto3: left out means 0
+	status := int32(servingUnknown) // proto3: left out means 0
 	for len(msg) > 0 {
 		num, typ, n := protowire.ConsumeTag(msg)
-		if n < 0 {
+		if n < 0 || num > protowire.MaxValidNumber {
 			return Verdict{NoAnswer, "the server's answer to the health check cannot be read"}
 		}
 		msg = msg[n:]
 		if num == responseStatus && typ == protowire.VarintType {
-			status, n = protowire.ConsumeVarint(msg)
+			var v uint64
+			v, n = protowire.ConsumeVarint(msg)
+			status = int32(v) // as protobuf reads enums
 		} else {
 			n = protowire.ConsumeFieldValue(num, typ, msg)
 		}
@@ -244,7 +246,7 @@ func verdictOf(msg []byte) Verdict {
 	case servingServiceUnknown:
 		return Verdict{NotServing, "the server says SERVICE_UNKNOWN"}
 	}
-	return Verdict{NotServing, "the server says " + strconv.FormatUint(status, 10)}
+	return Verdict{NotServing, "the server says " + strconv.Itoa(int(status))}
 }
 
 func unknownService(name string) string {
