@@ -112,6 +112,7 @@ func (m *Metrics) Read(report []byte) (Load, error) {
 				l.QPS = x
 			case fieldEPS:
 				l.EPS = x
+			default:
 			}
 			m.note(&values, field, nil, x)
 		case kind == protowire.BytesType:

@@ -68,7 +68,7 @@ func TestRead(t *testing.T) {
 		}, 0.9, 0.9},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.r.Rps, tt.r.RpsFractional, tt.r.Eps = 7, 12.5, 0.5
+			tt.r.RpsFractional, tt.r.Eps = 12.5, 0.5
 			b := marshal(t, tt.r)
 			for _, c := range []struct {
 				m    *orca.Metrics
@@ -109,7 +109,7 @@ func TestMetricNames(t *testing.T) {
 // FuzzRead reads what the generated code reads, and the same.
 func FuzzRead(f *testing.F) {
 	f.Add(marshal(f, &v3orcapb.OrcaLoadReport{
-		CpuUtilization: 0.5, MemUtilization: 0.1, Rps: 3, RpsFractional: 3.5, Eps: 1, ApplicationUtilization: 0.7,
+		CpuUtilization: 0.5, MemUtilization: 0.1, RpsFractional: 3.5, Eps: 1, ApplicationUtilization: 0.7,
 		NamedMetrics: map[string]float64{"a.b": 1, "x": 2}, Utilization: map[string]float64{"x": 0.25}, RequestCost: map[string]float64{"c": 1},
 	}))
 	f.Add(marshal(f, &v3orcapb.OrcaLoadReport{NamedMetrics: map[string]float64{"a.b": math.NaN()}}))

@@ -40,6 +40,8 @@ const (
 	backoffMax  = 10 * time.Second
 )
 
+var randFloat = rand.Float64
+
 // lookAround is how often it is looked whether the connection is still in use, while nothing comes.
 const lookAround = time.Second
 
@@ -77,7 +79,7 @@ func (s *Stream) Run(ctx context.Context) {
 			continue
 		}
 		log.Debug("stream of load reports ended", zap.Error(err), zap.Duration("next_in", wait))
-		sleep(ctx, time.Duration((0.8+0.4*rand.Float64())*float64(wait)))
+		sleep(ctx, time.Duration((0.8+0.4*randFloat())*float64(wait)))
 		wait = min(2*wait, backoffMax)
 	}
 }
@@ -118,7 +120,7 @@ func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ erro
 		{Name: "user-agent", Value: "caddy-grpc-proxy-orca"},
 	}
 	recv := h2.NewBlocking()
-	stream, terr := s.Endpoint.Open(waiter{ctx}, fields, false, recv)
+	stream, terr := s.Endpoint.Open(waiter{ctx}, fields, false, recv) //nolint:contextcheck // the waiter carries it
 	if terr != nil {
 		return nil, false, terr
 	}

@@ -159,13 +159,3 @@ func (l *lots) wins(weight uint32) bool {
 
 // randFloat returns a number in [0, 1).
 func randFloat() float64 { return float64(randUint64()>>11) * 0x1p-53 }
-
-// rank is endpoint i's lot in the drawing of lots among any number of endpoints that seed begins: a number of its own,
-// so that one random number does for a whole pass. It is the i-th output of the SplitMix64 generator (Steele, Lea and
-// Flood, "Fast splittable pseudorandom number generators", 2014).
-func rank(seed uint64, i int) uint64 {
-	z := seed + uint64(i)*0x9e3779b97f4a7c15
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
-}

@@ -113,3 +113,100 @@ func TestLeastConn(t *testing.T) {
 		}
 	}
 }
+
+// With weights, calls in flight are kept in the proportion of the weights, raised to 1/bias.
+func TestLeastRequestBias(t *testing.T) {
+	one, two, half, none := 1.0, 2.0, 0.5, 0.0
+	for _, tt := range []struct {
+		name string
+		p    *LeastRequest
+		want []float64 // calls in flight of endpoints with weights 1 and 4, as parts
+	}{
+		{"default", &LeastRequest{}, []float64{0.2, 0.8}},
+		{"bias 1", &LeastRequest{ActiveRequestBias: &one}, []float64{0.2, 0.8}},
+		{"bias 2", &LeastRequest{ActiveRequestBias: &two}, []float64{1. / 3, 2. / 3}},
+		{"bias 1/2", &LeastRequest{ActiveRequestBias: &half}, []float64{1. / 17, 16. / 17}},
+		{"bias 0: by weight alone", &LeastRequest{ActiveRequestBias: &none}, []float64{0.2, 0.8}},
+		{"full scan", &LeastRequest{FullScan: true}, []float64{0.2, 0.8}},
+		{"full scan, bias 2", &LeastRequest{FullScan: true, ActiveRequestBias: &two}, []float64{1. / 3, 2. / 3}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			const calls = 20_000
+			s := snapshot(0, 0)
+			s.Endpoints[0].Weight, s.Endpoints[1].Weight = 1, 4
+			tt.p.ChoiceCount = 10 // With two draws, one endpoint is often drawn twice.
+			p := tt.p.Build(s)
+			for range calls {
+				i, ok := p.Pick(PickInfo{})
+				if !ok {
+					t.Fatal("nothing picked")
+				}
+				s.Endpoints[i].State.Begin()
+			}
+			for i, want := range tt.want {
+				if got := float64(s.Endpoints[i].State.Active()) / calls; math.Abs(got-want) > 0.02 {
+					t.Errorf("endpoint %d has %.3f of the calls, want %.3f", i, got, want)
+				}
+			}
+		})
+	}
+}
+
+// weighted_round_robin goes by an endpoint's place in the configuration, also in a part of it.
+func TestWeightedRoundRobinWeights(t *testing.T) {
+	s := snapshot(0, 0, 0, 0)
+	s.Endpoints[3].Weight = 50 // a source's
+	p := &WeightedRoundRobin{Weights: []int{2, 0, 4}}
+	counts := func(s *upstream.Snapshot, n int) [4]int {
+		picker := p.Build(s)
+		var c [4]int
+		for range n {
+			i, ok := picker.Pick(PickInfo{})
+			if !ok {
+				t.Fatal("nothing picked")
+			}
+			c[i]++
+		}
+		return c
+	}
+	if got, want := counts(s, 70), [4]int{20, 0, 40, 10}; got != want {
+		t.Errorf("picked %v, want %v", got, want)
+	}
+	part := &upstream.Snapshot{Endpoints: s.Endpoints[1:3]}
+	if got, want := counts(part, 10), [4]int{0, 0, 10, 0}; got != want {
+		t.Errorf("picked %v of a part, want %v", got, want)
+	}
+	// Weight 0 means never.
+	for _, i := range []int{0, 2, 3} {
+		s.Endpoints[i].State.SetUsable(false)
+	}
+	if i, ok := p.Build(s).Pick(PickInfo{}); ok {
+		t.Errorf("picked %d, whose weight is 0", i)
+	}
+}
+
+// What is picked when all turns of a call were closed endpoints' still follows the weights.
+func TestWeightedRoundRobinFewOpen(t *testing.T) {
+	active := make([]int, 400)
+	s := snapshot(active...)
+	for i := range s.Endpoints {
+		s.Endpoints[i].Weight = 10
+		s.Endpoints[i].State.SetUsable(i == 7 || i == 8)
+	}
+	s.Endpoints[8].Weight = 30
+	p := new(RoundRobin).Build(s)
+	const picks = 20_000
+	n := 0
+	for range picks {
+		i, ok := p.Pick(PickInfo{})
+		if !ok || i != 7 && i != 8 {
+			t.Fatalf("picked %d, %v", i, ok)
+		}
+		if i == 8 {
+			n++
+		}
+	}
+	if got := float64(n) / picks; math.Abs(got-0.75) > 0.02 {
+		t.Errorf("the endpoint with three quarters of the weight got %.3f of the calls", got)
+	}
+}

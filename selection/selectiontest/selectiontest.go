@@ -60,8 +60,8 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
 	t.Run("learning in parallel", s.testLearningParallel)
-	t.Run("learning allocations", s.testLearningAllocations)
 	t.Run("learning about others", s.testLearningOthers)
+	t.Run("learning allocations", s.testLearningAllocations)
 	if traits.Even {
 		t.Run("even", s.testEven)
 		t.Run("begins anywhere", s.testBegin)

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection/selectiontest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -42,43 +44,92 @@ var sink []int
 
 // broken are policies with one fault each, and the tests that must find it.
 var broken = map[string]struct {
-	policy policyFunc
+	policy selection.Policy
 	traits selectiontest.Traits
 	finds  []string
 }{
-	"panics without endpoints": {func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
+	"panics without endpoints": {policyFunc(func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
 		return 0, s.Endpoints[0].State.Usable()
-	}, selectiontest.Traits{}, []string{"nothing_to_pick"}},
-	"ignores tried": {func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{}, []string{"nothing_to_pick"}},
+	"ignores tried": {policyFunc(func(s *upstream.Snapshot, _ *atomic.Int64, _ selection.PickInfo) (int, bool) {
 		return walk(s, 0, nil)
-	}, selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "exhaustion", "parallel"}},
-	"ignores usable": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "exhaustion", "parallel"}},
+	"ignores usable": {policyFunc(func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
 		for i := range s.Endpoints {
 			if !slices.Contains(in.Tried, i) {
 				return i, true
 			}
 		}
 		return 0, false
-	}, selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "comes_back"}},
-	"allocates": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{}, []string{"nothing_to_pick", "only_open_endpoints", "comes_back"}},
+	"allocates": {policyFunc(func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
 		sink = slices.Clone(append(in.Tried, len(s.Endpoints)))
 		return walk(s, 0, in.Tried)
-	}, selectiontest.Traits{}, []string{"allocations"}},
-	"neighbour takes all": {func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{}, []string{"allocations"}},
+	"neighbour takes all": {policyFunc(func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
 		return walk(s, int(next.Add(1)), in.Tried)
-	}, selectiontest.Traits{Even: true, Exact: true}, []string{"even", "even/neighbours_unusable", "begins_anywhere", "exact", "exact_in_parallel"}},
-	"last": {func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{Even: true, Exact: true}, []string{"even", "even/neighbours_unusable", "begins_anywhere", "exact", "exact_in_parallel"}},
+	"last": {policyFunc(func(s *upstream.Snapshot, _ *atomic.Int64, in selection.PickInfo) (int, bool) {
 		for i, e := range slices.Backward(s.Endpoints) {
 			if e.State.Usable() && !slices.Contains(in.Tried, i) {
 				return i, true
 			}
 		}
 		return 0, false
-	}, selectiontest.Traits{Ordered: true}, []string{"ordered"}},
-	"does not count": {func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
+	}), selectiontest.Traits{Ordered: true}, []string{"ordered"}},
+	"does not count": {policyFunc(func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
 		return walk(s, int(next.Add(1)), in.Tried)
-	}, selectiontest.Traits{Least: true}, []string{"least"}},
+	}), selectiontest.Traits{Least: true}, []string{"least"}},
+	"allocates to learn": {forgetful(func(_ *learner, index int) {
+		sink = append([]int(nil), index, len(sink))
+	}), selectiontest.Traits{}, []string{"learning_allocations"}},
+	"takes an index for a place": {forgetful(func(l *learner, index int) {
+		l.latencies[index].Load()
+	}), selectiontest.Traits{}, []string{"learning_about_others"}},
+	"forgets": {forgetful(nil), selectiontest.Traits{Remembers: true}, []string{"remembers"}},
 }
+
+// forgetful is a policy that picks by latencies, which only its picker knows. The function is run for each of them.
+type forgetful func(l *learner, index int)
+
+type learner struct {
+	s         *upstream.Snapshot
+	latencies []atomic.Int64
+	each      func(l *learner, index int)
+}
+
+func (f forgetful) Build(s *upstream.Snapshot) selection.Picker {
+	return &learner{s, make([]atomic.Int64, len(s.Endpoints)), f}
+}
+
+func (l *learner) Pick(in selection.PickInfo) (index int, ok bool) {
+	least := int64(0)
+	for i := range l.s.Endpoints {
+		e := &l.s.Endpoints[i]
+		if !e.State.Usable() || slices.Contains(in.Tried, e.Index) {
+			continue
+		}
+		if x := l.latencies[i].Load() + e.State.Active(); !ok || x < least {
+			index, least, ok = e.Index, x, true
+		}
+	}
+	return index, ok
+}
+
+func (*learner) Needs() selection.Needs { return selection.Needs{Attempts: true, FirstMessage: true} }
+
+func (l *learner) Responded(index int, latency time.Duration) {
+	for i := range l.s.Endpoints {
+		if l.s.Endpoints[i].Index == index {
+			l.latencies[i].Store(int64(latency))
+		}
+	}
+	if l.each != nil {
+		l.each(l, index)
+	}
+}
+
+func (*learner) Done(int, *call.Attempt) {}
 
 const faultVar = "SELECTIONTEST_FAULT"
 
