@@ -31,7 +31,7 @@ type first struct{ candidates }
 // Pick implements [Picker].
 func (p *first) Pick(in PickInfo) (int, bool) {
 	for i := range p.states {
-		if p.open(i, in.Tried) {
+		if p.open(i, &in) {
 			return p.index(i), true
 		}
 	}

@@ -97,11 +97,6 @@ func (p *hashed) pass(q Picker, s *upstream.Snapshot) Picker {
 	return o.pass(q)
 }
 
-// admits tells whether the endpoint at the place may be picked for the call.
-func (p *hashed) admits(place int, in *PickInfo) bool {
-	return in.usable(p.states[place]) && (len(in.Tried) == 0 || !slices.Contains(in.Tried, p.index(place)))
-}
-
 // hashOrder returns the places of the endpoints in the order of their hash keys, and these: what is built of them does
 // not depend on the order in which a source names them.
 func hashOrder(s *upstream.Snapshot) (order []int32, keys []string) {
@@ -134,7 +129,7 @@ func (w *wheel) walk(slot int, h uint64, in *PickInfo) (int, bool) {
 	}
 	for range min(len(w.slots), maxWalk) {
 		place := int(w.slots[slot])
-		if w.admits(place, in) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
+		if w.open(place, in) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
 			return w.index(place), true
 		}
 		if slot++; slot == len(w.slots) {
@@ -154,7 +149,7 @@ func (w *wheel) search(all sums, h uint64, in *PickInfo) (int, bool) {
 	)
 	for i, s := range w.states {
 		switch r := mix(h ^ uint64(i)<<32); {
-		case !w.admits(i, in):
+		case !w.open(i, in):
 		case w.bound == nil || w.bound.room(all, i, s.Active()):
 			if !ok || r > highest {
 				best, highest, ok = i, r, true

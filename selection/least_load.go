@@ -172,7 +172,7 @@ func (p *leastLoad) Pick(in PickInfo) (int, bool) {
 			p.measure(now)
 		}()
 	}
-	best, other, ok := p.drawTwo(in.Tried)
+	best, other, ok := p.drawTwo(&in)
 	if !ok {
 		return 0, false
 	}

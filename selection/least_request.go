@@ -148,13 +148,13 @@ type leastRequest struct {
 // Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior": the endpoints are drawn with replacement, and of
 // those that are equally busy the one that was drawn first wins, which is any of them.
 func (p *leastRequest) Pick(in PickInfo) (int, bool) {
-	best, ok := p.draw(in.Tried)
+	best, ok := p.draw(&in)
 	if !ok {
 		return 0, false
 	}
 	least := p.of(best)
 	for range p.choices - 1 {
-		i, ok := p.draw(in.Tried)
+		i, ok := p.draw(&in)
 		if !ok {
 			break // The last one has just become unusable.
 		}
@@ -185,13 +185,14 @@ func newFullScan(b busyness) *fullScan {
 // Pick implements [Picker]. Among endpoints that are equally busy, lots are drawn.
 func (p *fullScan) Pick(in PickInfo) (int, bool) {
 	if p.light == nil {
-		return p.pickFewest(in.Tried)
+		return p.pickFewest(&in)
 	}
-	return p.pickLeast(in.Tried)
+	return p.pickLeast(&in)
 }
 
 // pickLeast compares as busyness does. The loops here and below are written out for speed.
-func (p *fullScan) pickLeast(tried []int) (int, bool) {
+func (p *fullScan) pickLeast(in *PickInfo) (int, bool) {
+	first := len(in.Tried) == 0
 	best, least := -1, math.Inf(1)
 	equal, next := 0.0, 0.0 // As in lots.
 	for i, s := range p.states {
@@ -200,7 +201,7 @@ func (p *fullScan) pickLeast(tried []int) (int, bool) {
 			x = math.Pow(x+1, p.bias) - 1
 		}
 		x *= p.light[i]
-		if x > least || !s.Usable() || len(tried) > 0 && !p.open(i, tried) {
+		if x > least || !(first && s.UsableForAll()) && !p.open(i, in) {
 			continue
 		}
 		if x < least {
@@ -214,12 +215,13 @@ func (p *fullScan) pickLeast(tried []int) (int, bool) {
 }
 
 // pickFewest is pickLeast where all weigh the same.
-func (p *fullScan) pickFewest(tried []int) (int, bool) {
+func (p *fullScan) pickFewest(in *PickInfo) (int, bool) {
+	first := len(in.Tried) == 0
 	best, fewest := -1, int64(math.MaxInt64)
 	equal, next := 0, 0 // As in lots.
 	for i, s := range p.states {
 		n := s.Active()
-		if n > fewest || !s.Usable() || len(tried) > 0 && !p.open(i, tried) {
+		if n > fewest || !(first && s.UsableForAll()) && !p.open(i, in) {
 			continue
 		}
 		if n < fewest {

@@ -199,7 +199,7 @@ func (p *orcaPicker) Pick(in PickInfo) (int, bool) {
 		}()
 	}
 	if s := p.schedule.Load(); s != nil {
-		return p.turns.pickByShare(s, in.Tried)
+		return p.turns.pickByShare(s, &in)
 	}
 	return p.turns.Pick(in)
 }

@@ -108,7 +108,7 @@ type peakEWMA struct {
 // Pick implements [Picker] (Mitzenmacher, "The power of two choices in randomized load balancing", 2001). The endpoints
 // are drawn by weight, where they have weights.
 func (p *peakEWMA) Pick(in PickInfo) (int, bool) {
-	first, second, ok := p.drawTwo(in.Tried)
+	first, second, ok := p.drawTwo(&in)
 	if !ok || first == second {
 		return p.result(first, ok)
 	}

@@ -84,7 +84,7 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 	place, least := -1, uint64(math.MaxUint64)
 	for _, c := range p.classes { // One, or none.
 		for i, e := range c.hashes {
-			if x := mix(h ^ e); x <= least && p.admits(i, &in) {
+			if x := mix(h ^ e); x <= least && p.open(i, &in) {
 				place, least = i, x
 			}
 		}
@@ -107,7 +107,7 @@ func (p *rendezvous) weighted(h uint64, in *PickInfo) (int, bool) {
 				continue
 			}
 			u := float64(x>>11) * 0x1p-53
-			if score := -math.Log1p(-u) / c.weight; score < least && p.admits(int(c.places[k]), in) {
+			if score := -math.Log1p(-u) / c.weight; score < least && p.open(int(c.places[k]), in) {
 				place, least = int(c.places[k]), score
 				limit = limitOf(least * c.weight)
 			}

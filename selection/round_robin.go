@@ -71,24 +71,24 @@ const maxTurns = 32
 // Pick implements [Picker].
 func (p *roundRobin) Pick(in PickInfo) (int, bool) {
 	if p.shares != nil {
-		return p.pickByShare(p.shares, in.Tried)
+		return p.pickByShare(p.shares, &in)
 	}
-	return p.pickInTurn(in.Tried)
+	return p.pickInTurn(&in)
 }
 
 // pickByShare takes turns until one is an open endpoint's.
-func (p *roundRobin) pickByShare(s *shares, tried []int) (int, bool) {
+func (p *roundRobin) pickByShare(s *shares, in *PickInfo) (int, bool) {
 	for range maxTurns {
-		if i := s.turn(p.next.Add(1) - 1); p.open(i, tried) {
+		if i := s.turn(p.next.Add(1) - 1); p.open(i, in) {
 			return p.index(i), true
 		}
 	}
 	c := p.candidates
 	c.shares = s
-	return p.result(c.scan(tried)) // Out of turn.
+	return p.result(c.scan(in)) // Out of turn.
 }
 
-func (p *roundRobin) pickInTurn(tried []int) (int, bool) {
+func (p *roundRobin) pickInTurn(in *PickInfo) (int, bool) {
 	n := p.len()
 	if n == 0 {
 		return 0, false
@@ -97,10 +97,10 @@ func (p *roundRobin) pickInTurn(tried []int) (int, bool) {
 	for range maxTurns {
 		turn := p.next.Add(1) - 1
 		i := int(turn % uint64(n))
-		if p.open(i, tried) {
+		if p.open(i, in) {
 			return p.index(i), true
 		}
-		ahead, ok := p.ahead(i, tried)
+		ahead, ok := p.ahead(i, in)
 		if !ok {
 			return 0, false
 		}
@@ -113,9 +113,9 @@ func (p *roundRobin) pickInTurn(tried []int) (int, bool) {
 }
 
 // ahead tells how many steps the next open endpoint is away from i.
-func (p *roundRobin) ahead(i int, tried []int) (steps int, ok bool) {
+func (p *roundRobin) ahead(i int, in *PickInfo) (steps int, ok bool) {
 	for steps := 1; steps < p.len(); steps++ {
-		if p.open((i+steps)%p.len(), tried) {
+		if p.open((i+steps)%p.len(), in) {
 			return steps, true
 		}
 	}

@@ -6,6 +6,9 @@ type services struct {
 	missing func(service string)
 }
 
+// UsableForAll is Usable for calls of whatever service. Where it is false, UsableFor may still be true for some.
+func (s *State) UsableForAll() bool { return Reason(s.reasons.Load())&(unusable|perService) == 0 }
+
 // UsableFor is Usable for calls of one service. It costs the same as long as nobody has called SetServices; then it
 // costs looking the service up.
 func (s *State) UsableFor(service string) bool {

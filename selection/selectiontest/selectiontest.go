@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -56,6 +57,8 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("exhaustion", s.testExhaustion)
 	t.Run("comes back", s.testComesBack)
 	t.Run("part of a snapshot", s.testPart)
+	t.Run("services", s.testServices)
+	t.Run("panic", s.testDisregard)
 	t.Run("zero weights", s.testZeroWeights)
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
@@ -238,6 +241,51 @@ func (s suite) testPart(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// noMetadata is a call's without any.
+type noMetadata struct{}
+
+func (noMetadata) Values(string) []string { return nil }
+
+// testServices: calls of a service that is not serving on an endpoint go elsewhere, others may go there.
+func (s suite) testServices(t *testing.T) {
+	snap := Snapshot(2)
+	snap.Endpoints[0].State.SetServices(map[string]bool{"a": false, "b": true}, nil)
+	p := s.newPolicy().Build(snap)
+	in := selection.PickInfo{Call: &call.Call{Service: "a", Method: "M", Metadata: noMetadata{}}}
+	for range 20 {
+		if i, ok := p.Pick(in); !ok || i != 1 {
+			t.Fatalf("picked %d, %v for a service that only 1 serves", i, ok)
+		}
+	}
+	in.Tried = []int{1}
+	if i, ok := p.Pick(in); ok {
+		t.Fatalf("picked %d, though the only one that serves was tried", i)
+	}
+	in.Call.Service = "b"
+	if i, ok := p.Pick(in); !ok || i != 0 {
+		t.Fatalf("picked %d, %v for a service that 0 serves as well", i, ok)
+	}
+}
+
+// testDisregard: reasons that are to be disregarded do not count, others do.
+func (s suite) testDisregard(t *testing.T) {
+	snap := Snapshot(3)
+	snap.Endpoints[0].State.Set(upstream.Unhealthy)
+	snap.Endpoints[1].State.Set(upstream.Unhealthy)
+	snap.Endpoints[2].State.Set(upstream.Draining)
+	p := s.newPolicy().Build(snap)
+	in := selection.PickInfo{Disregard: upstream.Unhealthy}
+	for range 20 {
+		if i, ok := p.Pick(in); !ok || i == 2 {
+			t.Fatalf("picked %d, %v", i, ok)
+		}
+	}
+	in.Tried = []int{0, 1}
+	if i, ok := p.Pick(in); ok {
+		t.Fatalf("picked %d, which drains", i)
 	}
 }
 
