@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyevents/eventsconfig"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func init() { caddy.RegisterModule(new(eyewitness)) }
+
+// eyewitness is a handler of events that remembers them.
+type eyewitness struct{}
+
+func (*eyewitness) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "events.handlers.eyewitness", New: func() caddy.Module { return new(eyewitness) }}
+}
+
+func (*eyewitness) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { d.Next(); return nil }
+
+func (*eyewitness) Handle(_ context.Context, e caddy.Event) error {
+	witnessed.mu.Lock()
+	defer witnessed.mu.Unlock()
+	witnessed.events = append(witnessed.events, fmt.Sprintf("%s %v: %v after %v", e.Name(), e.Data["upstream"], e.Data["condition"], e.Data["before"]))
+	return nil
+}
+
+var witnessed struct {
+	mu     sync.Mutex
+	events []string
+}
+
+// TestEvents: changes of health are events of Caddy's, in their order.
+func TestEvents(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := start(t, 1)[0]
+	p := proxytest.Start(t, proxytest.Options{
+		Global: "events {\n\ton unhealthy eyewitness\n\ton healthy eyewitness\n\ton drained eyewitness\n}",
+		Site:   "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}",
+	})
+	spread(t, client(t, p.H2C), 1, 1, b)
+	witnessed.mu.Lock()
+	witnessed.events = nil // the first verdict
+	witnessed.mu.Unlock()
+	state := stateOf(t, b.Addr())
+	b.Health.SetServingStatus("", notServing)
+	eventually(t, "it is unhealthy", func() bool { return state.Has(upstream.Unhealthy) })
+	b.Health.SetServingStatus("", serving)
+	eventually(t, "it is healthy", state.Usable)
+	state.Drain("maintenance")
+	var got []string
+	eventually(t, "three events", func() bool {
+		witnessed.mu.Lock()
+		defer witnessed.mu.Unlock()
+		got = slices.Clone(witnessed.events)
+		return len(got) >= 3
+	})
+	want := []string{
+		"unhealthy " + b.Addr() + ": unhealthy after healthy",
+		"healthy " + b.Addr() + ": healthy after unhealthy",
+		"drained " + b.Addr() + ": draining after healthy",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
