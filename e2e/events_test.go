@@ -28,13 +28,13 @@ func (*eyewitness) CaddyModule() caddy.ModuleInfo {
 func (*eyewitness) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { d.Next(); return nil }
 
 func (*eyewitness) Handle(_ context.Context, e caddy.Event) error {
-	witnessed.mu.Lock()
-	defer witnessed.mu.Unlock()
-	witnessed.events = append(witnessed.events, fmt.Sprintf("%s %v: %v after %v", e.Name(), e.Data["upstream"], e.Data["condition"], e.Data["before"]))
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
+	seen.events = append(seen.events, fmt.Sprintf("%s %v: %v after %v", e.Name(), e.Data["upstream"], e.Data["condition"], e.Data["before"]))
 	return nil
 }
 
-var witnessed struct {
+var seen struct {
 	mu     sync.Mutex
 	events []string
 }
@@ -48,9 +48,9 @@ func TestEvents(t *testing.T) {
 		Site:   "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}",
 	})
 	spread(t, client(t, p.H2C), 1, 1, b)
-	witnessed.mu.Lock()
-	witnessed.events = nil // the first verdict
-	witnessed.mu.Unlock()
+	seen.mu.Lock()
+	seen.events = nil // the first verdict
+	seen.mu.Unlock()
 	state := stateOf(t, b.Addr())
 	b.Health.SetServingStatus("", notServing)
 	eventually(t, "it is unhealthy", func() bool { return state.Has(upstream.Unhealthy) })
@@ -59,9 +59,9 @@ func TestEvents(t *testing.T) {
 	state.Drain("maintenance")
 	var got []string
 	eventually(t, "three events", func() bool {
-		witnessed.mu.Lock()
-		defer witnessed.mu.Unlock()
-		got = slices.Clone(witnessed.events)
+		seen.mu.Lock()
+		defer seen.mu.Unlock()
+		got = slices.Clone(seen.events)
 		return len(got) >= 3
 	})
 	want := []string{
