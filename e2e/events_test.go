@@ -43,14 +43,14 @@ var seen struct {
 func TestEvents(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	b := start(t, 1)[0]
+	seen.mu.Lock()
+	seen.events = nil
+	seen.mu.Unlock()
 	p := proxytest.Start(t, proxytest.Options{
 		Global: "events {\n\ton unhealthy eyewitness\n\ton healthy eyewitness\n\ton drained eyewitness\n}",
 		Site:   "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}",
 	})
 	spread(t, client(t, p.H2C), 1, 1, b)
-	seen.mu.Lock()
-	seen.events = nil // the first verdict
-	seen.mu.Unlock()
 	state := stateOf(t, b.Addr())
 	b.Health.SetServingStatus("", notServing)
 	eventually(t, "it is unhealthy", func() bool { return state.Has(upstream.Unhealthy) })
@@ -58,13 +58,14 @@ func TestEvents(t *testing.T) {
 	eventually(t, "it is healthy", state.Usable)
 	state.Drain("maintenance")
 	var got []string
-	eventually(t, "three events", func() bool {
+	eventually(t, "four events", func() bool {
 		seen.mu.Lock()
 		defer seen.mu.Unlock()
 		got = slices.Clone(seen.events)
-		return len(got) >= 3
+		return len(got) >= 4
 	})
 	want := []string{
+		"healthy " + b.Addr() + ": healthy after connecting",
 		"unhealthy " + b.Addr() + ": unhealthy after healthy",
 		"healthy " + b.Addr() + ": healthy after unhealthy",
 		"drained " + b.Addr() + ": draining after healthy",
