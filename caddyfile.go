@@ -57,6 +57,14 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    health_headers {
 //	        <field> <values...>
 //	    }
+//	    health_jitter                  <percent>|off
+//	    health_fast_interval           <duration>
+//	    health_unhealthy_interval      <duration>
+//	    health_unhealthy_edge_interval <duration>
+//	    health_healthy_edge_interval   <duration>
+//	    health_no_traffic_interval     <duration>
+//	    health_authority               <authority>
+//	    health_version                 1.1|2
 //	    health_uri              <uri>
 //	    health_method           <method>
 //	    health_request_body     <body>
@@ -69,6 +77,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    max_fails               <n>
 //	    unhealthy_status        <codes...>
 //	    unhealthy_latency       <duration>
+//	    deadline_failure_after  <duration>
 //	    unhealthy_request_count <n>
 //	    outlier_detection {
 //	        consecutive_failures       <n>|off

@@ -61,6 +61,24 @@ func (p *parser) healthWord() (known bool, err error) {
 		err = p.integer(&w.active.Passes)
 	case "health_fails":
 		err = p.integer(&w.active.Fails)
+	case "health_jitter":
+		err = p.integerOrOff(&w.active.Jitter)
+	case "health_fast_interval":
+		err = p.duration(&w.active.FastInterval)
+	case "health_unhealthy_interval":
+		err = p.duration(&w.active.UnhealthyInterval)
+	case "health_unhealthy_edge_interval":
+		err = p.duration(&w.active.UnhealthyEdgeInterval)
+	case "health_healthy_edge_interval":
+		err = p.duration(&w.active.HealthyEdgeInterval)
+	case "health_no_traffic_interval":
+		err = p.duration(&w.active.NoTrafficInterval)
+	case "health_authority":
+		w.grpcOnly = word
+		err = p.text(&w.grpc.Authority)
+	case "health_version":
+		w.httpOnly = word
+		err = p.oneOf(&w.http.Version, "1.1", "2")
 	case "health_port":
 		err = p.healthPort()
 	case "health_initial":
@@ -244,6 +262,8 @@ func (p *parser) passiveWord() (known bool, err error) {
 		return true, p.duration(&p.passive().UnhealthyLatency)
 	case "unhealthy_request_count":
 		return true, p.integer(&p.passive().UnhealthyRequestCount)
+	case "deadline_failure_after":
+		return true, p.duration(&p.passive().DeadlineFailureAfter)
 	case "unhealthy_status":
 		return true, p.unhealthyStatus()
 	case "outlier_detection":

@@ -94,7 +94,12 @@ func TestHashMoves(t *testing.T) {
 				t.Errorf("%d keys moved needlessly", needless)
 			}
 			l.backends(backends[0], backends[1], backends[3], backends[4])
-			eventually(t, "the one that left has none", func() bool { now := homes(); ok := !strings.Contains(strings.Join(now, " "), "b2"); after, again = now, after; return ok })
+			eventually(t, "the one that left has none", func() bool {
+				now := homes()
+				ok := !strings.Contains(strings.Join(now, " "), "b2")
+				after, again = now, after
+				return ok
+			})
 		})
 	}
 }
