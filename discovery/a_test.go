@@ -2,6 +2,7 @@ package discovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -128,6 +129,14 @@ func TestADefaults(t *testing.T) {
 		if got := a.wait(ttl); got != want {
 			t.Errorf("TTL %v: waits %v; want %v", ttl, got, want)
 		}
+	}
+	for ttl, want := range map[time.Duration]time.Duration{0: 0, time.Millisecond: time.Second, 5 * time.Second: 5 * time.Second, time.Hour: 30 * time.Second} {
+		if got := a.waitAfter(fmt.Errorf("looking: %w", &noRecordsError{ttl: ttl})); got != want {
+			t.Errorf("nothing for %v: waits %v; want %v", ttl, got, want)
+		}
+	}
+	if got := a.waitAfter(errors.New("timeout")); got != 0 {
+		t.Errorf("waits %v after trouble; want as long as failures make it", got)
 	}
 	a.DNS.Refresh = caddy.Duration(minRefresh)
 	if got := a.wait(0); got != minRefresh {

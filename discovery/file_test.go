@@ -155,6 +155,18 @@ func TestFileRests(t *testing.T) {
 	if !w.unchanged(info) {
 		t.Error("an old file is read again")
 	}
+	// Another file, just as old and as large, is read.
+	put(t, path+".new", "- address: d:1\n")
+	if err := os.Chtimes(path+".new", info.ModTime(), info.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.look(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	sink.awaitList(t, "d:1")
 	rewrite("- address: c:1\n", 0)
 	if info, err = os.Stat(path); err != nil || w.unchanged(info) {
 		t.Errorf("a file that was written just now is not read again (%v)", err)

@@ -75,6 +75,26 @@ func TestSRVAsksForTargets(t *testing.T) {
 	})
 }
 
+// TestSRVTrouble: addresses that came with an answer are remembered for when the target cannot be looked up.
+func TestSRVTrouble(t *testing.T) {
+	s := dnstest.New(t)
+	s.Set(t, "svc.test. 1 IN SRV 0 1 1 a.test.", "a.test. 1 IN A 10.0.0.1")
+	r := watch(t, &SRV{Name: "svc.test.", DNS: askFor(s)})
+	r.awaitList(t, "10.0.0.1:1,name=a.test,w=1")
+	s.SetMood(func(q dnstest.Query, m *dns.Msg) *dns.Msg {
+		m.Extra = nil
+		if q.Name == "a.test." {
+			return dnstest.Code(dns.RcodeServerFailure)(q, m)
+		}
+		return m
+	})
+	s.Set(t, "svc.test. 1 IN SRV 0 1 2 a.test.")
+	r.awaitList(t, "10.0.0.1:2,name=a.test,w=1")
+	if _, err := r.last(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSRVErrors(t *testing.T) {
 	s := dnstest.New(t)
 	s.SetNegative(1)
