@@ -64,9 +64,12 @@ type roundRobin struct {
 // begin makes the turns begin at one of the first n, as grpc-go does.
 func (p *roundRobin) begin(n int) { p.next.Store(uint64(randN(n))) }
 
-// maxTurns bounds how many turns a call takes for itself, whether others claim all that it finds or all are closed
-// endpoints'.
-const maxTurns = 32
+const (
+	// maxTurns bounds how many turns of closed endpoints a call takes before it looks at all endpoints.
+	maxTurns = 32
+	// maxRaces bounds how many turns a call finds that others claim before it.
+	maxRaces = 1000
+)
 
 // Pick implements [Picker].
 func (p *roundRobin) Pick(in PickInfo) (int, bool) {
@@ -94,7 +97,7 @@ func (p *roundRobin) pickInTurn(in *PickInfo) (int, bool) {
 		return 0, false
 	}
 	found := 0
-	for range maxTurns {
+	for range maxRaces {
 		turn := p.next.Add(1) - 1
 		i := int(turn % uint64(n))
 		if p.open(i, in) {
