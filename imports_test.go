@@ -34,7 +34,7 @@ var mayImport = map[string][]string{
 	"orca":      {"upstream", "call", "grpcwire", "h2", "transport", "google.golang.org/protobuf/encoding/protowire", "go.uber.org/zap"},
 	"selection": {"upstream", "call", "grpcwire", "orca", caddyModule, "github.com/cespare/xxhash/v2", "github.com/dustin/go-humanize", "go.uber.org/zap"},
 	"discovery": {
-		"upstream", "transport", caddyModule, "go.uber.org/zap", "github.com/miekg/dns", "github.com/fsnotify/fsnotify", "go.yaml.in/yaml",
+		"upstream", caddyModule, "go.uber.org/zap", "github.com/miekg/dns", "go.yaml.in/yaml",
 	},
 	"healthcheck": {
 		"upstream", "call", "grpcwire", "h2", "transport", caddyModule, "go.uber.org/zap", "google.golang.org/protobuf/encoding/protowire",

@@ -185,8 +185,8 @@ func (u *Upstream) describe(e *upstream.Endpoint) {
 	}
 }
 
-// maxPriority is far more levels than anybody has, and few enough to number them.
-const maxPriority = 127
+// maxPriority is that of DNS SRV records.
+const maxPriority = 65_535
 
 func (u *Upstream) check() error {
 	if u.Weight < 0 || u.Weight > upstream.MaxWeight {
