@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -119,7 +120,8 @@ func (a *attempt) over() {
 		ReceivedBytes: res.ReceivedBytes, ReceivedMessages: res.ReceivedMessages,
 	}
 	if f := x.result; f != nil {
-		if e, ok := f.err.(*transport.Error); ok && e.Side == transport.SideUpstream {
+		var e *transport.Error
+		if errors.As(f.err, &e) && e.Side == transport.SideUpstream {
 			r.EndedBy = call.EndedByUpstream
 		}
 	}
