@@ -61,7 +61,10 @@ type Config struct {
 	Warmth func(*upstream.State) float64
 	// Panics tells whether so few endpoints being usable is a panic. Nil: never.
 	Panics func(usable, endpoints int) bool
-	Logger *zap.Logger
+	// Changed is told of every new view, and of everything that changes an endpoint's condition or what is known of its
+	// services. It must not block, and must not call the cluster's methods but View. Nil: nobody is told.
+	Changed func()
+	Logger  *zap.Logger
 }
 
 // Companion looks after an endpoint (health checks, load reports) from the call on until stop is called.
@@ -283,6 +286,14 @@ func (c *Cluster) publishLocked() {
 		v.Starting = c.starting
 	}
 	c.view.Store(v)
+	c.tell()
+}
+
+// tell reports a change.
+func (c *Cluster) tell() {
+	if c.cfg.Changed != nil {
+		c.cfg.Changed()
+	}
 }
 
 // lacksLocked tells whether calls had better wait for a source's first list.

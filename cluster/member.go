@@ -148,7 +148,9 @@ func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, er
 func (c *Cluster) attendLocked(m *member) {
 	m.end.SetLogger(c.cfg.Logger) // it may have been there before, with the last configuration's
 	m.end.Preconnect()
-	m.stops = append(m.stops, m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }))
+	m.stops = append(m.stops,
+		m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
+		m.end.State.WatchStatus(func(_, _ upstream.Status) { c.tell() }))
 	for _, start := range c.cfg.Companions {
 		info := m.info // which changes
 		m.stops = append(m.stops, start(&info, m.end))
@@ -165,6 +167,10 @@ func (m *member) abandon() {
 
 // changed runs when a member's state does. It is called by whoever changed it, so it must not block for long.
 func (c *Cluster) changed(m *member, ch upstream.Change) {
+	if ch == upstream.ServicesChanged {
+		c.tell()
+		return
+	}
 	if ch != upstream.BecameUsable {
 		for _, s := range c.sources {
 			if r, ok := s.Source.Source.(discovery.Refresher); ok {

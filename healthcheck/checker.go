@@ -24,6 +24,7 @@ type memory struct {
 	status status
 	why    string
 	due    time.Time
+	known  upstream.Known // the service
 }
 
 type memoryKey struct{ question, service string }
@@ -112,12 +113,30 @@ func (c *checker) stop() {
 	}
 }
 
-// isServing tells whether calls of the service may go to the endpoint. Before the first answer they may: what holds for the
+// is says what is known of the service. Before the first answer its calls may go to the endpoint: what holds for the
 // server as a whole holds for them.
-func (c *checker) isServing() bool {
+func (c *checker) is() upstream.Service {
 	c.mem.mu.Lock()
 	defer c.mem.mu.Unlock()
-	return c.mem.status != unhealthy
+	return upstream.Service{Usable: c.mem.status != unhealthy, Known: c.mem.known}
+}
+
+// learn notes whether the endpoint knows the service, and returns whether that is news that concern calls.
+func (c *checker) learn(a Answer) bool {
+	known := upstream.Unsure
+	switch a {
+	case Serving, NotServing:
+		known = upstream.Has
+	case NoSuchService, Assumed:
+		known = upstream.HasNot
+	case NoAnswer, Undecided:
+		return false
+	}
+	c.mem.mu.Lock()
+	defer c.mem.mu.Unlock()
+	news := c.mem.known != known
+	c.mem.known = known
+	return news && c.perRPC
 }
 
 // voteLocked makes the status known.
@@ -177,6 +196,9 @@ func (c *checker) panicked(r any) {
 	c.g.settings.Load().logger.Error("health check panicked", zap.String("upstream", c.g.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 }
 
+// good tells whether calls may go to an endpoint that has answered so.
+func (a Answer) good() bool { return a == Serving || a == Assumed }
+
 // take counts the answer to a probe, unless the endpoint has told something newer meanwhile. It returns whether the
 // status has changed and concerns services of calls.
 func (c *checker) take(v Verdict, pushes uint64) bool {
@@ -185,13 +207,14 @@ func (c *checker) take(v Verdict, pushes uint64) bool {
 	if c.stopped || v.Answer == Undecided || c.pushes != pushes && v.Answer != NoAnswer {
 		return false
 	}
-	if v.Answer == Serving {
+	news := c.learn(v.Answer)
+	if v.Answer.good() {
 		c.passes, c.fails = c.passes+1, 0
 		unejectOn(c.g.state)
 		if c.status == connecting || c.status == unhealthy && c.passes >= c.g.settings.Load().Passes {
 			return c.becomeLocked(healthy, "")
 		}
-		return false
+		return news
 	}
 	c.passes, c.fails = 0, c.fails+1
 	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Load().Fails {
@@ -200,7 +223,7 @@ func (c *checker) take(v Verdict, pushes uint64) bool {
 	if c.status == unhealthy {
 		c.sayLocked(v.Text)
 	}
-	return false
+	return news
 }
 
 // sayLocked replaces the reason why the status is what it is.
@@ -218,13 +241,15 @@ func (c *checker) sayLocked(why string) {
 func (c *checker) push(v Verdict) {
 	c.mu.Lock()
 	c.pushes++
-	changed := false
+	changed := !c.stopped && c.learn(v.Answer)
 	switch {
 	case c.stopped || v.Answer == Undecided:
-	case v.Answer == Serving:
+	case v.Answer.good():
 		c.passes, c.fails = 1, 0
 		unejectOn(c.g.state)
-		changed = c.status != healthy && c.becomeLocked(healthy, "")
+		if c.status != healthy {
+			changed = c.becomeLocked(healthy, "")
+		}
 	default:
 		c.passes, c.fails = 0, 1
 		if c.status == unhealthy {

@@ -153,7 +153,7 @@ func (g *checks) missing(service string) {
 	g.publishLocked()
 }
 
-// publish tells the pickers which services are being served.
+// publish tells which services are being served.
 func (g *checks) publish() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -163,15 +163,15 @@ func (g *checks) publish() {
 }
 
 func (g *checks) publishLocked() {
-	serving := make(map[string]bool, len(g.running))
+	services := make(map[string]upstream.Service, len(g.running))
 	for name, c := range g.running {
-		serving[name] = c.isServing()
+		services[name] = c.is()
 	}
 	missing := g.missing
-	if len(serving) >= maxServices {
+	if len(services) >= maxServices {
 		missing = nil
 	}
-	g.state.SetServices(serving, missing)
+	g.state.SetServices(services, missing)
 }
 
 // noService logs, once, that the server has no health service.

@@ -2,6 +2,7 @@ package healthcheck
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -138,6 +139,20 @@ func (c *Config) PerRPC() bool {
 	}
 	_, perRPC := p.AskAbout()
 	return perRPC
+}
+
+// Services are the services that must be serving on each endpoint, by name; the empty one, the server as a whole, is not
+// among them.
+func (c *Config) Services() []string {
+	if c == nil || c.Active == nil {
+		return nil
+	}
+	p, ok := c.Active.prober.(ServiceProber)
+	if !ok {
+		return nil
+	}
+	names, _ := p.AskAbout()
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "" })
 }
 
 // Identity tells apart handlers that must not share an endpoint's state, since what one means by its health is not what

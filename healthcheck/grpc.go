@@ -152,7 +152,7 @@ func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
 	case end.code == grpcwire.Unimplemented:
 		return g.unimplemented(t, end)
 	case end.code == grpcwire.NotFound:
-		return Verdict{NotServing, unknownService(t.Service)}
+		return Verdict{NoSuchService, unknownService(t.Service)}
 	}
 	return Verdict{NoAnswer, "the health check was answered with " + end.String()}
 }
@@ -163,7 +163,7 @@ func (g *GRPC) unimplemented(t *Target, end ending) Verdict {
 		return Verdict{NotServing, "the server has no health service: " + end.String()}
 	}
 	t.noService(end.String())
-	return Verdict{Answer: Serving}
+	return Verdict{Answer: Assumed}
 }
 
 // noAnswer says what went wrong.

@@ -244,7 +244,7 @@ func verdictOf(msg []byte) Verdict {
 	case servingUnknown:
 		return Verdict{NotServing, "the server says UNKNOWN"}
 	case servingServiceUnknown:
-		return Verdict{NotServing, "the server says SERVICE_UNKNOWN"}
+		return Verdict{NoSuchService, "the server says SERVICE_UNKNOWN"}
 	}
 	return Verdict{NotServing, "the server says " + strconv.Itoa(int(status))}
 }

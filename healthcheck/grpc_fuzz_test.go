@@ -30,8 +30,11 @@ func FuzzVerdict(f *testing.F) {
 			return
 		}
 		want := NotServing
-		if m.Status == isServing {
+		switch m.Status {
+		case isServing:
 			want = Serving
+		case healthpb.HealthCheckResponse_SERVICE_UNKNOWN:
+			want = NoSuchService
 		}
 		if v.Answer != want {
 			t.Errorf("%x: %+v, want %v by %v", b, v, want, m.Status)

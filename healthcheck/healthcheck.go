@@ -81,6 +81,10 @@ const (
 	NotServing
 	// Undecided: nothing was found out, through no fault of the endpoint's.
 	Undecided
+	// NoSuchService: the endpoint does not know the service that it was asked about. That counts like NotServing.
+	NoSuchService
+	// Assumed: the endpoint cannot be asked, and is taken to be serving all the same.
+	Assumed
 )
 
 // Verdict is the outcome of a probe.

@@ -28,7 +28,7 @@ func TestHashPanicAndServices(t *testing.T) {
 		}
 		for _, e := range s.Endpoints {
 			e.State.SetUsable(true)
-			e.State.SetServices(map[string]bool{"pkg.S": e.Index == 1}, nil)
+			e.State.SetServices(map[string]upstream.Service{"pkg.S": {Usable: e.Index == 1}}, nil)
 		}
 		for range 50 {
 			if i, ok := p.Pick(PickInfo{Call: &call.Call{Service: "pkg.S"}}); !ok || i != 1 {

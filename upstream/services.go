@@ -2,9 +2,29 @@ package upstream
 
 // services says of which services an endpoint takes calls. It is replaced, never changed.
 type services struct {
-	serving map[string]bool
+	of      map[string]Service
 	missing func(service string)
 }
+
+// Service is what is known of a service on an endpoint.
+type Service struct {
+	// Usable: calls of the service may go to the endpoint, if any may.
+	Usable bool
+	// Known: whether the endpoint has the service at all.
+	Known Known
+}
+
+// Known says whether an endpoint has a service.
+type Known uint8
+
+const (
+	// Unsure: it has not said yet.
+	Unsure Known = iota
+	// Has: it has reported on the service, good or bad.
+	Has
+	// HasNot: it has said that it does not know the service, or that it reports on none.
+	HasNot
+)
 
 // UsableForAll is Usable for calls of whatever service. Where it is false, UsableFor may still be true for some.
 func (s *State) UsableForAll() bool { return Reason(s.reasons.Load())&(unusable|perService) == 0 }
@@ -24,33 +44,56 @@ func (s *State) serves(service string) bool {
 	if p == nil {
 		return true
 	}
-	ok, known := p.serving[service]
-	if !known {
+	is, asked := p.of[service]
+	if !asked {
 		if p.missing != nil {
 			p.missing(service)
 		}
 		return true // what holds for the endpoint holds for the service
 	}
-	return ok
+	return is.Usable
+}
+
+// Service is what is known of a service, by itself, whether or not the endpoint takes calls. Like a call of it, the question
+// makes the endpoint be asked about it. asked is false if it is not, because nobody has called SetServices or since too many
+// others are asked about already.
+func (s *State) Service(name string) (is Service, asked bool) {
+	p := s.services.Load()
+	if p == nil {
+		return Service{}, false
+	}
+	if is, asked = p.of[name]; asked || p.missing == nil {
+		return is, asked
+	}
+	p.missing(name)
+	if p = s.services.Load(); p != nil {
+		is = p.of[name]
+	}
+	return is, true
 }
 
 // SetServices says of which services the endpoint takes calls, from now on; services that are not in the map it takes as
 // it takes calls at all. missing, if not nil, is called on calls' paths with services that are not in the map: it must not
 // block. The map must not be changed any more. A nil map ends that.
-func (s *State) SetServices(serving map[string]bool, missing func(service string)) {
-	if serving == nil {
+func (s *State) SetServices(services map[string]Service, missing func(service string)) {
+	s.setServices(services, missing)
+	s.notify(ServicesChanged)
+}
+
+func (s *State) setServices(of map[string]Service, missing func(service string)) {
+	if of == nil {
 		s.reasons.And(^uint32(perService))
 		s.services.Store(nil)
 		return
 	}
-	s.services.Store(&services{serving, missing})
+	s.services.Store(&services{of, missing})
 	s.reasons.Or(uint32(perService))
 }
 
 // Services is the map that SetServices was given, nil if none is in force. It must not be changed.
-func (s *State) Services() map[string]bool {
+func (s *State) Services() map[string]Service {
 	if p := s.services.Load(); p != nil {
-		return p.serving
+		return p.of
 	}
 	return nil
 }

@@ -182,6 +182,8 @@ const (
 	BecameUnusable
 	// Disconnected: the endpoint's last connection is gone.
 	Disconnected
+	// ServicesChanged: SetServices was called.
+	ServicesChanged
 )
 
 type watcher struct{ f func(Change) }

@@ -198,7 +198,7 @@ func TestServices(t *testing.T) {
 	if !s.UsableFor("a") {
 		t.Error("not usable for a service nobody knows anything about")
 	}
-	s.SetServices(map[string]bool{"a": false, "b": true}, func(name string) { missed = append(missed, name) })
+	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true}}, func(name string) { missed = append(missed, name) })
 	for name, want := range map[string]bool{"a": false, "b": true, "c": true} {
 		if s.UsableFor(name) != want {
 			t.Errorf("usable for %s: %v", name, !want)
@@ -206,6 +206,12 @@ func TestServices(t *testing.T) {
 	}
 	if !s.Usable() || len(missed) != 1 || missed[0] != "c" {
 		t.Errorf("usable %v, missed %v", s.Usable(), missed)
+	}
+	if is, asked := s.Service("b"); !asked || !is.Usable {
+		t.Errorf("b: %+v, asked %v", is, asked)
+	}
+	if is, asked := s.Service("d"); !asked || is.Known != Unsure || len(missed) != 2 {
+		t.Errorf("d: %+v, asked %v, missed %v", is, asked, missed)
 	}
 	s.Set(Unhealthy)
 	if s.UsableFor("b") {
@@ -215,6 +221,9 @@ func TestServices(t *testing.T) {
 	s.SetServices(nil, nil)
 	if !s.UsableFor("a") {
 		t.Error("what is not in force is heeded")
+	}
+	if _, asked := s.Service("a"); asked {
+		t.Error("what is not in force is asked about")
 	}
 }
 
@@ -237,7 +246,7 @@ func TestTouched(t *testing.T) {
 
 func TestCallPathAllocates(t *testing.T) {
 	var s State
-	s.SetServices(map[string]bool{"pkg.Service": true}, nil)
+	s.SetServices(map[string]Service{"pkg.Service": {Usable: true}}, nil)
 	s.SetLimit(10)
 	if n := testing.AllocsPerRun(100, func() {
 		s.Usable()
@@ -261,7 +270,7 @@ func BenchmarkUsable(b *testing.B) {
 			s.UsableFor("pkg.Service")
 		}
 	})
-	s.SetServices(map[string]bool{"pkg.Service": true, "pkg.Other": true}, nil)
+	s.SetServices(map[string]Service{"pkg.Service": {Usable: true}, "pkg.Other": {Usable: true}}, nil)
 	b.Run("service/on", func(b *testing.B) {
 		for b.Loop() {
 			s.UsableFor("pkg.Service")

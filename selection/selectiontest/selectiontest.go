@@ -252,7 +252,7 @@ func (noMetadata) Values(string) []string { return nil }
 // testServices: calls of a service that is not serving on an endpoint go elsewhere, others may go there.
 func (s suite) testServices(t *testing.T) {
 	snap := Snapshot(2)
-	snap.Endpoints[0].State.SetServices(map[string]bool{"a": false, "b": true}, nil)
+	snap.Endpoints[0].State.SetServices(map[string]upstream.Service{"a": {}, "b": {Usable: true}}, nil)
 	p := s.newPolicy().Build(snap)
 	in := selection.PickInfo{Call: &call.Call{Service: "a", Method: "M", Metadata: noMetadata{}}}
 	for range 20 {
