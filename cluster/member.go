@@ -151,6 +151,10 @@ func (c *Cluster) attendLocked(m *member) {
 	m.stops = append(m.stops,
 		m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
 		m.end.State.WatchStatus(func(_, _ upstream.Status) { c.tell() }))
+	if c.cfg.Panics != nil {
+		// Whether one that is of no use drains as well makes a difference only here.
+		m.stops = append(m.stops, m.end.State.WatchStatus(func(_, _ upstream.Status) { c.healthChanged() }))
+	}
 	for _, start := range c.cfg.Companions {
 		info := m.info // which changes
 		m.stops = append(m.stops, start(&info, m.end))
@@ -178,7 +182,14 @@ func (c *Cluster) changed(m *member, ch upstream.Change) {
 			}
 		}
 	}
-	if ch == upstream.Disconnected || !c.watchesHealth() {
+	if ch != upstream.Disconnected {
+		c.healthChanged()
+	}
+}
+
+// healthChanged makes a new view, if views depend on health.
+func (c *Cluster) healthChanged() {
+	if !c.watchesHealth() {
 		return
 	}
 	go func() { // whoever changed it may hold locks

@@ -1,0 +1,148 @@
+package cluster
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func weights(v *View) []uint32 {
+	var out []uint32
+	for i := range v.Snapshot.Endpoints {
+		out = append(out, v.Snapshot.Endpoints[i].Weight)
+	}
+	return out
+}
+
+// An endpoint that becomes usable gets more from second to second, until it has its share.
+func TestWarmth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const window = 10 * time.Second
+		list := endpoints(1, 2)
+		list[0].Weight = 3
+		f := start(t, Config{
+			Static: list,
+			Warmth: func(s *upstream.State) float64 {
+				since := s.UsableSince()
+				if since.IsZero() {
+					return 1
+				}
+				return min(1, max(0.1, float64(time.Since(since))/float64(window)))
+			},
+		})
+		if got := weights(f.View()); got[0] != 300 || got[1] != 100 {
+			t.Fatalf("weights %v, want 300 and 100", got)
+		}
+		cold := f.View().Snapshot.Endpoints[1].State
+		cold.Set(upstream.Unhealthy)
+		settle()
+		cold.Clear(upstream.Unhealthy)
+		settle()
+		last := weights(f.View())[1]
+		if last != 10 {
+			t.Errorf("the weight begins with %d, want 10", last)
+		}
+		for range 9 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			got := weights(f.View())
+			if got[0] != 300 || got[1] < last || got[1] > 100 {
+				t.Fatalf("weights %v after %d", got, last)
+			}
+			last = got[1]
+		}
+		if last < 80 {
+			t.Errorf("after nine of ten seconds the weight is %d", last)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := weights(f.View()); got[1] != 100 {
+			t.Errorf("in the end the weight is %d, want 100", got[1])
+		}
+		done := f.View().Snapshot.Generation
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := f.View().Snapshot.Generation - done; n != 0 {
+			t.Errorf("%d new views when all is warm", n)
+		}
+	})
+}
+
+// The largest weights leave no room for parts of them, but stay in proportion.
+func TestWarmthOfLargeWeights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := endpoints(1, 2)
+		list[0].Weight, list[1].Weight = upstream.MaxWeight, 1000
+		f := start(t, Config{Static: list, Warmth: func(*upstream.State) float64 { return 1 }})
+		if got := weights(f.View()); got[0] != upstream.MaxWeight || got[1] != 1000 {
+			t.Errorf("weights %v", got)
+		}
+	})
+}
+
+func TestPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t, Config{Static: endpoints(1, 2, 3, 4), Panics: func(usable, all int) bool { return 2*usable < all }})
+		state := func(i int) *upstream.State { return f.View().Snapshot.Endpoints[i].State }
+		for i := range 2 {
+			state(i).SetUsable(false)
+		}
+		state(2).SetLimit(1)
+		state(2).Begin() // full is not unhealthy
+		settle()
+		if f.View().Panic {
+			t.Error("panic with half of the endpoints healthy")
+		}
+		state(3).SetUsable(false)
+		settle()
+		if !f.View().Panic || f.warnings("panic_threshold") != 1 {
+			t.Errorf("panic %v, %d warnings, with one of four healthy", f.View().Panic, f.warnings("panic_threshold"))
+		}
+		state(0).Drain("by hand")
+		state(1).Drain("by hand")
+		settle()
+		if f.View().Panic {
+			t.Error("those that drain count")
+		}
+		state(2).End()
+	})
+}
+
+// Calls are held until the companions were started.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		name := t.Name()
+		c, err := New(Config{
+			Static: endpoints(1), Policy: new(watchful), Hold: true, Logger: start(t, Config{Static: endpoints(2)}).cfg.Logger,
+			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: name} },
+			Companions: []Companion{func(_ *upstream.Endpoint, e *transport.Endpoint) func() {
+				e.State.Set(upstream.Connecting)
+				return func() {}
+			}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := c.View().Starting
+		if held == nil {
+			t.Fatal("calls are not held")
+		}
+		c.Start()
+		<-held
+		if c.View().Starting != nil || !c.View().Endpoints[0].State.Has(upstream.Connecting) {
+			t.Error("calls go before the companion has begun")
+		}
+		c.Close()
+
+		c, err = New(c.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = c.View().Starting
+		c.Close() // never started: nobody is held for ever
+		<-held
+	})
+}
