@@ -429,7 +429,13 @@ func (p *parser) duration(v *caddy.Duration) error {
 }
 
 // durationOrOff reads a duration option for which "off" stands for a negative duration.
-func (p *parser) durationOrOff(v *caddy.Duration) error {
+func (p *parser) durationOrOff(v *caddy.Duration) error { return orOff(p, v, p.duration) }
+
+// integerOrOff reads a whole number for which "off" stands for a negative one.
+func (p *parser) integerOrOff(v *int) error { return orOff(p, v, p.integer) }
+
+// orOff reads an option that may be "off", or what read reads.
+func orOff[T ~int | ~int64](p *parser, v *T, read func(*T) error) error {
 	if p.CountRemainingArgs() == 1 {
 		name := p.Val()
 		if p.NextArg(); p.Val() == "off" {
@@ -441,7 +447,7 @@ func (p *parser) durationOrOff(v *caddy.Duration) error {
 		}
 		p.Prev()
 	}
-	return p.duration(v)
+	return read(v)
 }
 
 func (p *parser) integer(v *int) error {

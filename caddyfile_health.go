@@ -443,19 +443,3 @@ func (p *parser) number(v *float64) error {
 	*v = n
 	return nil
 }
-
-// integerOrOff reads a whole number for which "off" stands for a negative one.
-func (p *parser) integerOrOff(v *int) error {
-	if p.CountRemainingArgs() == 1 {
-		name := p.Val()
-		if p.NextArg(); p.Val() == "off" {
-			if *v != 0 {
-				return p.twice(name)
-			}
-			*v = -1
-			return nil
-		}
-		p.Prev()
-	}
-	return p.integer(v)
-}

@@ -71,30 +71,21 @@ func (x *exchange) leaveDrain() {
 
 // endAll ends every running call, and every one that still comes, with the failure. It returns how many there were.
 func (d *drain) endAll(f *failure) int {
-	n := 0
-	for i := range d.shards {
-		s := &d.shards[i]
-		s.mu.Lock()
-		s.ended = f
-		var calls []*exchange
-		for x := s.first; x != nil; x = x.drained.next {
-			calls = append(calls, x)
-		}
-		s.mu.Unlock()
-		for _, x := range calls {
-			x.cut(f)
-		}
-		n += len(calls)
-	}
-	return n
+	return d.end(f, true, func(*exchange) bool { return true })
 }
 
 // endWhere ends the running calls that match. It returns how many there were.
-func (d *drain) endWhere(match func(*exchange) bool, f *failure) int {
+func (d *drain) endWhere(match func(*exchange) bool, f *failure) int { return d.end(f, false, match) }
+
+// end ends the running calls that match and, if it is for good, every one that still comes.
+func (d *drain) end(f *failure, forGood bool, match func(*exchange) bool) int {
 	n := 0
 	for i := range d.shards {
 		s := &d.shards[i]
 		s.mu.Lock()
+		if forGood {
+			s.ended = f
+		}
 		var calls []*exchange
 		for x := s.first; x != nil; x = x.drained.next {
 			if match(x) {
