@@ -56,6 +56,7 @@ var mayImport = map[string][]string{
 	"e2e":                     {"", "call", "discovery", "selection", "transport", "upstream", "grpcwire", "internal/backendtest", "internal/proxytest", "internal/wiretest", caddyModule, grpcModule},
 	"bench":                   {"", "grpcwire", "h2", "internal/backendtest", "internal/wiretest", caddyModule, http2Module, grpcModule},
 	"bench/policies":          {grpcModule},
+	"bench/ejection":          {grpcModule},
 }
 
 func TestImports(t *testing.T) {
@@ -94,7 +95,7 @@ func TestLeavesAreLeaves(t *testing.T) {
 			if below(p, http2Module) && !slices.Contains([]string{"h2", "internal/wiretest", "bench"}, dir) {
 				t.Errorf("the table allows %s to import %s, which belongs to h2", dir, p)
 			}
-			if below(p, grpcModule) && !slices.Contains([]string{"cmd/caddy", "internal/backendtest", "e2e", "bench", "bench/policies"}, dir) {
+			if below(p, grpcModule) && !slices.Contains([]string{"cmd/caddy", "internal/backendtest", "e2e", "bench", "bench/policies", "bench/ejection"}, dir) {
 				t.Errorf("the table allows %s to import %s, which users would link", dir, p)
 			}
 			if slices.Contains(mayImport[p], dir) {
