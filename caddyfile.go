@@ -250,16 +250,13 @@ func (p *parser) subdirective() error {
 func (p *parser) upstream(addr string) error {
 	scheme, known := schemeOf(addr)
 	switch {
-	case isTarget(addr):
-		if _, err := discovery.Target(addr); err != nil && !hasPlaceholder(addr) {
-			return p.WrapErr(err)
-		}
-		scheme = upstream.SchemeNone
 	case !hasPlaceholder(addr):
 		var err error
-		if _, scheme, err = upstream.Parse(addr); err != nil {
+		if scheme, err = checkUpstream(addr); err != nil {
 			return p.WrapErr(err)
 		}
+	case isTarget(addr):
+		scheme = upstream.SchemeNone
 	}
 	switch {
 	case !known: // Provision compares the schemes when it knows them all

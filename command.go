@@ -158,7 +158,7 @@ func commandHandler(fl caddycmd.Flags) (*Handler, error) {
 		return nil, fmt.Errorf("--policy %s: there is no such policy; available: %s", fl.String("policy"), modulesBelow("http.grpc_proxy.selection_policies"))
 	}
 	for _, addr := range to {
-		_, scheme, err := upstream.Parse(addr)
+		scheme, err := checkUpstream(addr)
 		if err != nil {
 			return nil, fmt.Errorf("--to: %w", err)
 		}

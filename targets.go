@@ -19,6 +19,16 @@ func isTarget(dial string) bool {
 	return len(dial) > len(scheme)-1 && strings.EqualFold(dial[:len(scheme)-1], scheme[:len(scheme)-1])
 }
 
+// checkUpstream tells whether an upstream's address can be understood, and its scheme.
+func checkUpstream(addr string) (upstream.Scheme, error) {
+	if isTarget(addr) {
+		_, err := discovery.Target(addr)
+		return upstream.SchemeNone, err
+	}
+	_, scheme, err := upstream.Parse(addr)
+	return scheme, err
+}
+
 // target makes the source that stands for an upstream like dns:///name:port.
 func (h *Handler) target(ctx caddy.Context, dial string, u *Upstream) (cluster.Source, error) {
 	var none cluster.Source
