@@ -36,6 +36,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    # upstreams
 //	    to <upstreams...>
 //	    dynamic <source> [<options...>]
+//	    group <name>
 //
 //	    # load balancing
 //	    lb_policy       <name> [<options...>]
@@ -190,6 +191,14 @@ type parser struct {
 func (p *parser) subdirective() error {
 	h := p.h
 	switch word := p.Val(); word {
+	case "group":
+		if err := p.text(&h.Group); err != nil {
+			return err
+		}
+		if err := checkGroup(h.Group); err != nil {
+			return p.WrapErr(err)
+		}
+		return nil
 	case "to":
 		args := p.RemainingArgs()
 		if len(args) == 0 {

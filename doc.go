@@ -1,5 +1,6 @@
 // Package grpcproxy is a gRPC load balancer for Caddy: the HTTP handler grpc_proxy (http.handlers.grpc_proxy), the
-// handler grpc_respond, which answers a gRPC status, the matcher grpc, and the command `caddy grpc-proxy`.
+// handlers grpc_health, which tells of the upstreams' health, and grpc_respond, which answers a gRPC status, the matcher
+// grpc, and the command `caddy grpc-proxy`.
 //
 // # One RPC, from start to end
 //

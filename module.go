@@ -1,7 +1,6 @@
 package grpcproxy
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,6 +49,9 @@ func init() {
 // `{http.grpc_proxy.attempts}` | How many upstreams were tried
 // `{http.grpc_proxy.latency}` | From the RPC's arrival to its end
 type Handler struct {
+	// The name of the group that the upstreams are, for `grpc_health`. Handlers of the same name are one group. Default: none.
+	Group string `json:"group,omitempty"`
+
 	// The upstreams to balance over. At least one is needed, or a source in `dynamic_upstreams`.
 	Upstreams []*Upstream `json:"upstreams,omitempty"`
 
@@ -112,6 +114,7 @@ type Handler struct {
 	policy  selection.Policy
 	dynamic bool // there is a source
 	cluster *cluster.Cluster
+	app     *App
 	drain   drain
 	events  events
 	// observes says what health wants to know about attempts.
@@ -222,17 +225,10 @@ func (h *Handler) watchStart(ctx caddy.Context) error {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	h.events.app, h.events.ctx = app.(*caddyevents.App), ctx
-	return h.events.app.On("started", eventHandler(func() {
-		h.cluster.Start()
-	}))
-}
-
-// eventHandler is a function that handles an event of Caddy's.
-type eventHandler func()
-
-// Handle calls the function.
-func (f eventHandler) Handle(context.Context, caddy.Event) error {
-	f()
+	if h.app, err = appOf(ctx); err != nil {
+		return err
+	}
+	h.app.join(h)
 	return nil
 }
 
@@ -266,11 +262,15 @@ func (h *Handler) Validate() error {
 			return fmt.Errorf("headers: %w", err)
 		}
 	}
+	if err := checkGroup(h.Group); err != nil {
+		return err
+	}
 	return h.Transport.validate()
 }
 
 // Cleanup gives back what Provision took. RPCs may still be under way, and go on.
 func (h *Handler) Cleanup() error {
+	h.app.leave(h)
 	if h.cluster != nil {
 		h.cluster.Close()
 	}

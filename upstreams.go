@@ -59,6 +59,7 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 		Transport:    reach,
 		DrainTimeout: time.Duration(h.DrainTimeout),
 		Cut:          h.cutEndpoint,
+		Changed:      running.tell,
 		Logger:       h.logger,
 	}
 	if hc := h.HealthChecks; hc != nil {

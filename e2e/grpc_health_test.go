@@ -1,0 +1,643 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	_ "google.golang.org/grpc/health" // client-side health checking
+	"google.golang.org/grpc/health/grpc_health_v1"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
+const serviceUnknown = grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN
+
+// long bounds waits for what a busy machine may take its time over.
+const long = 30 * time.Second
+
+// healthClient asks the proxy itself.
+type healthClient struct {
+	grpc_health_v1.HealthClient
+	t *testing.T
+}
+
+func askHealth(t *testing.T, addr string) healthClient {
+	t.Helper()
+	return healthClient{grpc_health_v1.NewHealthClient(dial(t, addr, nil)), t}
+}
+
+// check asks about a name. A code other than OK is the answer's, in its own words.
+func (c healthClient) check(name string, md ...string) string {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(c.t.Context(), md...), long)
+	defer cancel()
+	r, err := c.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: name})
+	if err != nil {
+		return status.Code(err).String()
+	}
+	return r.GetStatus().String()
+}
+
+// becomes waits until the answer is what it should be.
+func (c healthClient) becomes(name, want string, md ...string) {
+	c.t.Helper()
+	var got string
+	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if got = c.check(name, md...); got == want {
+			return
+		}
+	}
+	c.t.Fatalf("%q is %s, want %s", name, got, want)
+}
+
+func (c healthClient) list() map[string]string {
+	c.t.Helper()
+	r, err := c.List(within(c.t, long), new(grpc_health_v1.HealthListRequest))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	list := make(map[string]string)
+	for name, s := range r.GetStatuses() {
+		list[name] = s.GetStatus().String()
+	}
+	return list
+}
+
+// healthWatch is a Watch under way.
+type healthWatch struct {
+	t      *testing.T
+	name   string
+	told   chan string // each status, and at the end the error
+	cancel context.CancelFunc
+}
+
+func (c healthClient) watch(name string, opts ...grpc.CallOption) *healthWatch {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	w := &healthWatch{t: c.t, name: name, told: make(chan string, 100), cancel: cancel}
+	c.t.Cleanup(cancel)
+	s, err := c.Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: name}, opts...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	go func() {
+		for {
+			r, err := s.Recv()
+			if err != nil {
+				w.told <- err.Error()
+				return
+			}
+			w.told <- r.GetStatus().String()
+		}
+	}()
+	return w
+}
+
+// next makes sure that the next thing told is the wanted one, an error of which a part will do.
+func (w *healthWatch) next(want string) {
+	w.t.Helper()
+	select {
+	case got := <-w.told:
+		if got != want && !(strings.HasPrefix(got, "rpc error") && strings.Contains(got, want)) {
+			w.t.Fatalf("watching %q: told %s, want %s", w.name, got, want)
+		}
+	case <-time.After(long):
+		w.t.Fatalf("watching %q: told nothing, want %s", w.name, want)
+	}
+}
+
+// passes waits for a status, whatever is told before.
+func (w *healthWatch) passes(want string) {
+	w.t.Helper()
+	deadline := time.After(long)
+	for {
+		select {
+		case got := <-w.told:
+			switch {
+			case got == want:
+				return
+			case strings.HasPrefix(got, "rpc error"):
+				w.t.Fatalf("watching %q: ended with %s, want %s", w.name, got, want)
+			}
+		case <-deadline:
+			w.t.Fatalf("watching %q: %s was not told", w.name, want)
+		}
+	}
+}
+
+func (w *healthWatch) quiet() {
+	w.t.Helper()
+	select {
+	case got := <-w.told:
+		w.t.Errorf("watching %q: told %s, want nothing", w.name, got)
+	default:
+	}
+}
+
+// TestGRPCHealthGroups: Check, Watch and List answer for the whole and for each group, as health checks of the upstreams
+// change.
+func TestGRPCHealthGroups(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	users, orders, other := start(t, 2), start(t, 1), start(t, 1)
+	p := proxytest.Start(t, proxytest.Options{Site: `
+@users header x-to users
+grpc_proxy @users` + addrs(users) + ` {
+	group users
+	health_check grpc
+}
+@orders header x-to orders
+grpc_proxy @orders` + addrs(orders) + ` {
+	group orders
+	health_check grpc
+}
+grpc_proxy` + addrs(other) + ` {
+	health_check grpc
+}
+grpc_health`})
+	c := askHealth(t, p.H2C)
+	for _, name := range []string{"", "users", "orders"} {
+		c.becomes(name, "SERVING")
+	}
+	if got := c.check("payments"); got != "NotFound" {
+		t.Errorf("an unknown name is %s", got)
+	}
+	whole, watchUsers, watchOrders, unknown := c.watch(""), c.watch("users"), c.watch("orders"), c.watch("payments")
+	for _, w := range []*healthWatch{whole, watchUsers, watchOrders} {
+		w.next("SERVING")
+	}
+	unknown.next("SERVICE_UNKNOWN")
+
+	users[0].Health.SetServingStatus("", notServing)
+	orders[0].Health.SetServingStatus("", notServing)
+	watchOrders.next("NOT_SERVING")
+	users[1].Health.SetServingStatus("", notServing)
+	watchUsers.next("NOT_SERVING")
+	if got, want := c.list(), map[string]string{"": "SERVING", "users": "NOT_SERVING", "orders": "NOT_SERVING"}; !maps.Equal(got, want) {
+		t.Errorf("List: %v, want %v", got, want)
+	}
+	whole.quiet()
+	other[0].Health.SetServingStatus("", notServing)
+	whole.next("NOT_SERVING")
+	users[0].Health.SetServingStatus("", serving)
+	whole.next("SERVING")
+	watchUsers.next("SERVING")
+	watchOrders.quiet()
+	unknown.quiet()
+}
+
+// TestGRPCHealthQuorum: how many upstreams make the whole; those that drain are not counted, those that nothing is known of
+// yet are not serving, and an upstream of two groups counts once.
+func TestGRPCHealthQuorum(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 3)
+	p := proxytest.Start(t, proxytest.Options{Site: `
+grpc_proxy` + addrs(backends) + ` {
+	health_check grpc
+	group a
+}
+@again header x-to again
+grpc_proxy @again` + addrs(backends[:1]) + ` {
+	health_check grpc
+	group b
+}
+@all header x-rule all
+grpc_health @all {
+	serving_if all
+}
+@percent header x-rule percent
+grpc_health @percent {
+	serving_if 67%
+}
+@half header x-rule half
+grpc_health @half b a {
+	serving_if 50%
+}
+@any header x-rule any
+grpc_health @any {
+	serving_if any
+}`})
+	c := askHealth(t, p.H2C)
+	expect := func(what string, want map[string]bool) {
+		t.Helper()
+		for rule, serving := range want {
+			s := "NOT_SERVING"
+			if serving {
+				s = "SERVING"
+			}
+			t.Log(what, rule, s)
+			c.becomes("", s, "x-rule", rule)
+		}
+	}
+	expect("3 of 3", map[string]bool{"all": true, "percent": true, "half": true, "any": true})
+	backends[0].Health.SetServingStatus("", notServing)
+	expect("2 of 3", map[string]bool{"all": false, "percent": false, "half": true, "any": true})
+	backends[1].Health.SetServingStatus("", notServing)
+	expect("1 of 3", map[string]bool{"all": false, "percent": false, "half": false, "any": true})
+	states := func(i int) (stop func()) {
+		s := stateOf(t, backends[i].Addr())
+		s.Drain("maintenance")
+		return func() { s.Undrain() }
+	}
+	undrain := states(0)
+	expect("1 of 2, one drains", map[string]bool{"all": false, "percent": false, "half": true, "any": true})
+	undrain2 := states(1)
+	expect("1 of 1, two drain", map[string]bool{"all": true, "percent": true, "half": true, "any": true})
+	undrain3 := states(2)
+	expect("none, three drain", map[string]bool{"all": false, "percent": false, "half": false, "any": false})
+	undrain()
+	undrain2()
+	undrain3()
+	backends[2].Health.SetServingStatus("", notServing)
+	expect("0 of 3", map[string]bool{"all": false, "percent": false, "half": false, "any": false})
+}
+
+// TestGRPCHealthFirstVerdict: before the first answer of a health check, nothing is serving; so it is with an upstream that
+// could not be connected to.
+func TestGRPCHealthFirstVerdict(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	gate, frozen := freezable(t, b.Addr())
+	frozen.Store(true)
+	p := proxytest.Start(t, proxytest.Options{Site: fmt.Sprintf(`
+grpc_proxy %s {
+	health_timeout 60s
+}
+@dead header x-to dead
+grpc_proxy @dead %s {
+	group dead
+}
+grpc_health`, gate, proxytest.FreeAddress(t))})
+	c := askHealth(t, p.H2C)
+	if got := c.check("dead"); got != "SERVING" {
+		t.Errorf("an upstream that nobody has looked at is %s", got)
+	}
+	if _, err := client(t, p.H2C).EmptyCall(metadata.AppendToOutgoingContext(within(t, long), "x-to", "dead"), new(testgrpc.Empty)); status.Code(err) != codes.Unavailable {
+		t.Fatal(err)
+	}
+	c.becomes("dead", "NOT_SERVING")
+	if got := c.check(""); got != "NOT_SERVING" {
+		t.Errorf("before the first verdict: %s", got)
+	}
+	w := c.watch("")
+	w.next("NOT_SERVING")
+	frozen.Store(false)
+	w.next("SERVING")
+}
+
+// TestGRPCHealthServices: services are known where health checks know them: by configuration, or because upstreams that are
+// asked per RPC have them. What clients make up is not, and not listed.
+func TestGRPCHealthServices(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	perRPC, named := start(t, 2), start(t, 1)
+	for _, b := range perRPC {
+		b.Health.SetServingStatus("pkg.A", serving)
+	}
+	perRPC[0].Health.SetServingStatus("pkg.Half", serving)
+	named[0].Health.SetServingStatus("pkg.N", serving)
+	p := proxytest.Start(t, proxytest.Options{Site: `
+@named header x-to named
+grpc_proxy @named` + addrs(named) + ` {
+	health_services pkg.N
+}
+grpc_proxy` + addrs(perRPC) + ` {
+	health_services per_rpc
+}
+@all header x-rule all
+grpc_health @all {
+	serving_if all
+}
+grpc_health`})
+	c := askHealth(t, p.H2C)
+	c.becomes("", "SERVING", "x-rule", "all")
+	// The first question about a service waits for what the upstreams say.
+	for name, want := range map[string]string{"pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.N": "SERVING", "pkg.MadeUp": "NotFound"} {
+		if got := c.check(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	if got := c.check("pkg.Half", "x-rule", "all"); got != "NOT_SERVING" {
+		t.Errorf("a service that one of two upstreams has is %s, want all", got)
+	}
+	if got, want := c.list(), map[string]string{"": "SERVING", "pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.N": "SERVING"}; !maps.Equal(got, want) {
+		t.Errorf("List: %v, want %v", got, want)
+	}
+	a, n, whole, later := c.watch("pkg.A"), c.watch("pkg.N"), c.watch(""), c.watch("pkg.Later")
+	for _, w := range []*healthWatch{a, n, whole} {
+		w.next("SERVING")
+	}
+	later.passes("SERVICE_UNKNOWN")
+	perRPC[0].Health.SetServingStatus("pkg.A", notServing)
+	perRPC[1].Health.SetServingStatus("pkg.A", notServing)
+	a.next("NOT_SERVING")
+	if got := c.check("pkg.A"); got != "NOT_SERVING" {
+		t.Errorf("pkg.A is %s; it is known, if only as not serving", got)
+	}
+	named[0].Health.SetServingStatus("pkg.N", notServing)
+	n.next("NOT_SERVING")
+	perRPC[1].Health.SetServingStatus("pkg.A", serving)
+	a.next("SERVING")
+	perRPC[0].Health.SetServingStatus("pkg.Later", serving)
+	later.next("SERVING")
+	whole.quiet()
+}
+
+// TestGRPCHealthTooManyToList: gRFC A90 stops at 100.
+func TestGRPCHealthTooManyToList(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	site := func(n int) string {
+		var s strings.Builder
+		for i := range n {
+			fmt.Fprintf(&s, "@to%d header x-to %d\ngrpc_proxy @to%d %s {\n\tgroup g%d\n}\n", i, i, i, b.Addr(), i)
+		}
+		return s.String() + "grpc_health"
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: site(99)})
+	if n := len(askHealth(t, p.H2C).list()); n != 100 {
+		t.Errorf("%d names are listed, want 99 groups and the whole", n)
+	}
+	if err := p.Load(site(100)); err != nil {
+		t.Fatal(err)
+	}
+	c := askHealth(t, p.H2C)
+	if _, err := c.List(within(t, long), new(grpc_health_v1.HealthListRequest)); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("List of 101 names: %v", err)
+	}
+	if got := c.check("g99"); got != "SERVING" {
+		t.Errorf("g99 is %s", got)
+	}
+}
+
+// TestGRPCHealthClientSide: grpc-go's own client-side health checking, through the proxy.
+func TestGRPCHealthClientSide(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy" + addrs(backends) + " {\n\tgroup test\n\thealth_check grpc\n}\ngrpc_health test"})
+	c := client(t, p.H2C, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": "test"}}`))
+	call := func() error {
+		_, err := c.EmptyCall(within(t, long), new(testgrpc.Empty), grpc.WaitForReady(true))
+		return err
+	}
+	if err := call(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for _, b := range backends {
+			b.Health.SetServingStatus("", notServing)
+		}
+		eventually(t, "the client keeps its calls", func() bool {
+			_, err := c.EmptyCall(within(t, long), new(testgrpc.Empty))
+			return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "NOT_SERVING")
+		})
+		backends[1].Health.SetServingStatus("", serving)
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestGRPCHealthManyWatches: of many that watch, each is told.
+func TestGRPCHealthManyWatches(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr() + " {\n\tgroup g\n\thealth_check grpc\n}\ngrpc_health"})
+	c := askHealth(t, p.H2C)
+	c.becomes("", "SERVING")
+	watches := make([]*healthWatch, 100)
+	for i := range watches {
+		watches[i] = c.watch([]string{"", "g"}[i%2])
+		watches[i].next("SERVING")
+	}
+	for _, s := range []grpc_health_v1.HealthCheckResponse_ServingStatus{notServing, serving} {
+		b.Health.SetServingStatus("", s)
+		for _, w := range watches {
+			w.next(s.String())
+		}
+	}
+	for _, w := range watches {
+		w.cancel()
+		w.next("context canceled")
+	}
+	w := c.watch("")
+	w.next("SERVING")
+	b.Health.SetServingStatus("", notServing)
+	w.next("NOT_SERVING")
+}
+
+// TestGRPCHealthDeadline: a Watch may have one.
+func TestGRPCHealthDeadline(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr() + "\ngrpc_health"})
+	// A deadline that the client does not know of, so that the status is the proxy's.
+	ctx := metadata.AppendToOutgoingContext(within(t, long), "x", "y")
+	s, err := askHealth(t, p.H2C).Watch(ctx, new(grpc_health_v1.HealthCheckRequest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.Recv(); err != nil || r.GetStatus() != serving {
+		t.Fatalf("told %v, %v", r, err)
+	}
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	s, err = askHealth(t, p.H2C).Watch(short, new(grpc_health_v1.HealthCheckRequest))
+	for err == nil {
+		_, err = s.Recv()
+	}
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// TestGRPCHealthIdle: a Watch is silent for longer than Caddy lets web pages be.
+func TestGRPCHealthIdle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 3 s")
+	}
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{
+		Site:    "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}\ngrpc_health",
+		Servers: "timeouts {\n\tread_body_idle 500ms\n\twrite_idle 500ms\n}",
+	})
+	c := askHealth(t, p.H2C)
+	c.becomes("", "SERVING")
+	w := c.watch("")
+	w.next("SERVING")
+	time.Sleep(3 * time.Second) // the silence that is being tested
+	b.Health.SetServingStatus("", notServing)
+	w.next("NOT_SERVING")
+}
+
+// TestGRPCHealthReload: a Watch outlives the configuration it began in and tells of the upstreams of the one that is
+// running; one that ends with the last configuration that has upstreams says so.
+func TestGRPCHealthReload(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	a, b := backendtest.Start(t, backendtest.Options{Name: "a"}), backendtest.Start(t, backendtest.Options{Name: "b"})
+	site := func(b *backendtest.Backend, more string) string {
+		return "grpc_proxy " + b.Addr() + " {\n\tgroup g\n\thealth_check grpc\n}\ngrpc_health" + more
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: site(a, "")})
+	c := askHealth(t, p.H2C)
+	c.becomes("g", "SERVING")
+	w := c.watch("g")
+	w.next("SERVING")
+	if err := p.Load(site(a, "\nheader x y")); err != nil {
+		t.Fatal(err)
+	}
+	w.quiet() // the same upstream, whose health is remembered
+	b.Health.SetServingStatus("", notServing)
+	if err := p.Load(site(b, "")); err != nil {
+		t.Fatal(err)
+	}
+	w.next("NOT_SERVING")
+	a.Health.SetServingStatus("", notServing)
+	b.Health.SetServingStatus("", serving)
+	w.next("SERVING")
+	second := c.watch("g") // in the last configuration
+	second.next("SERVING")
+	if err := p.Load("respond ok"); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []*healthWatch{w, second} {
+		w.next("NOT_SERVING")
+		w.next("code = Unavailable desc = the proxy is shutting down")
+	}
+	if got := c.check("g"); got != "Internal" && got != "Unknown" && got != "Unimplemented" {
+		t.Errorf("without grpc_health the answer is %s", got)
+	}
+}
+
+// TestGRPCHealthReloadStorm: a Watch is told nothing while nothing changes, however often the configuration is loaded.
+func TestGRPCHealthReloadStorm(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	site := func(i int) string {
+		return fmt.Sprintf("header x %d\ngrpc_proxy%s {\n\tgroup g\n\thealth_check grpc\n}\ngrpc_health {\n\tserving_if all\n}", i, addrs(backends))
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: site(0)})
+	c := askHealth(t, p.H2C)
+	c.becomes("g", "SERVING")
+	w := c.watch("g")
+	w.next("SERVING")
+	for i := range 20 {
+		if err := p.Load(site(i + 1)); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.check("g"); got != "SERVING" {
+			t.Errorf("after reload %d: %s", i, got)
+		}
+	}
+	w.quiet()
+	backends[0].Health.SetServingStatus("", notServing)
+	w.next("NOT_SERVING")
+}
+
+// TestGRPCHealthRefused: groups that are not there are refused before anything of the configuration is in force.
+func TestGRPCHealthRefused(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	b := backendtest.Start(t, backendtest.Options{})
+	running := "grpc_health users\ngrpc_proxy " + b.Addr() + " {\n\tgroup users\n\thealth_check grpc\n}"
+	p := proxytest.Start(t, proxytest.Options{Site: running})
+	c := askHealth(t, p.H2C)
+	c.becomes("users", "SERVING")
+	w := c.watch("users")
+	w.next("SERVING")
+	for site, want := range map[string]string{
+		"grpc_health": "grpc_health has no upstreams to answer for: there is no grpc_proxy in the configuration",
+		"grpc_health users orders\ngrpc_proxy " + b.Addr() + " {\n\tgroup users\n}\n@z header x z\ngrpc_proxy @z " + b.Addr() + " {\n\tgroup billing\n}": `grpc_health: no grpc_proxy in the configuration has the group "orders"; the groups are billing, users`,
+		"grpc_health users\ngrpc_proxy " + b.Addr(): `grpc_health: no grpc_proxy in the configuration has the group "users"; no grpc_proxy has a group; give it one with ` + "`group users` in its block",
+	} {
+		if err := p.Load(site); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: error %v, want %s", site, err, want)
+		}
+	}
+	if got := c.check("users"); got != "SERVING" {
+		t.Errorf("users is %s after configurations that were refused", got)
+	}
+	w.quiet()
+	b.Health.SetServingStatus("", notServing)
+	w.next("NOT_SERVING")
+}
+
+// TestGRPCHealthExit: when Caddy exits, answers are NOT_SERVING at once, while calls are still taken for the shutdown delay,
+// so that balancers in front turn away; then Watches end and do not hold up the exit.
+func TestGRPCHealthExit(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	site := "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}\ngrpc_health"
+	cmd, addr, _ := startCaddy(t, "\tshutdown_delay 2s\n", site)
+	c := askHealth(t, addr)
+	c.becomes("", "SERVING")
+	w := c.watch("")
+	w.next("SERVING")
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	w.next("NOT_SERVING")
+	told := time.Now()
+	if got := c.check(""); got != "NOT_SERVING" {
+		t.Errorf("during the shutdown delay, Check says %s", got)
+	}
+	if _, err := client(t, addr).EmptyCall(within(t, long), new(testgrpc.Empty)); err != nil {
+		t.Errorf("a call in the shutdown delay: %v", err)
+	}
+	w.next("code = Unavailable desc = the proxy is shutting down")
+	if d := time.Since(told); d < time.Second {
+		t.Errorf("the Watch ended %v after the news; the shutdown delay is 2s", d)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("Caddy left with %v", err)
+	}
+	t.Logf("Caddy left %v after the news", time.Since(told))
+}
+
+// TestGRPCHealthExitAfterReload: a Watch that began before a reload does not hold up the exit either.
+func TestGRPCHealthExitAfterReload(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	admin := proxytest.FreeAddress(t)
+	site := "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}\n"
+	cmd, addr, _ := startCaddy(t, "\tadmin "+admin+"\n", site+"grpc_health")
+	c := askHealth(t, addr)
+	c.becomes("", "SERVING")
+	w := c.watch("")
+	w.next("SERVING")
+	// The new configuration has no grpc_health.
+	text := "{\n\tadmin " + admin + "\n\tpersist_config off\n}\nhttp://" + addr + " {\n" + site + "}\n"
+	r, err := http.Post("http://"+admin+"/load", "text/caddyfile", strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		msg, _ := io.ReadAll(r.Body)
+		t.Fatalf("reload: %s %s", r.Status, msg)
+	}
+	w.quiet()
+	begin := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	w.next("NOT_SERVING")
+	w.next("code = Unavailable desc = the proxy is shutting down")
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("Caddy left with %v", err)
+	}
+	t.Logf("Caddy left after %v", time.Since(begin))
+	if d := time.Since(begin); d > 20*time.Second {
+		t.Errorf("the exit took %v", d)
+	}
+}
