@@ -29,11 +29,8 @@ func proxies(caddy string) []proxy {
 		{"HAProxy", []string{"haproxy", "-v"}, haproxyConfig(""), haproxyCommand},
 		// A failure that is repeated elsewhere is not observed, so which is better depends.
 		{"HAProxy, retry-on", []string{"haproxy", "-v"}, haproxyConfig(haproxyRetries), haproxyCommand},
-		{"grpc_proxy", []string{caddy, "version"}, caddyConfig, func(dir, config string) *exec.Cmd {
-			cmd := exec.Command(caddy, "run", "--config", config, "--adapter", "caddyfile")
-			cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
-			return cmd
-		}},
+		{"reverse_proxy", []string{caddy, "version"}, caddyConfig(reverseProxy), caddyCommand(caddy)},
+		{"grpc_proxy", []string{caddy, "version"}, caddyConfig(grpcProxy), caddyCommand(caddy)},
 	}
 }
 
@@ -96,8 +93,35 @@ backend b
 	}
 }
 
-func caddyConfig(_, addr, one, other string) string {
-	return fmt.Sprintf(`{
+func caddyCommand(caddy string) func(dir, config string) *exec.Cmd {
+	return func(dir, config string) *exec.Cmd {
+		cmd := exec.Command(caddy, "run", "--config", config, "--adapter", "caddyfile")
+		cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+		return cmd
+	}
+}
+
+const (
+	grpcProxy = `grpc_proxy %s %s {
+		lb_policy round_robin
+		outlier_detection
+		deadline_failure_after 100ms
+	}`
+	reverseProxy = `reverse_proxy h2c://%s h2c://%s {
+		lb_policy round_robin
+		lb_retries 3
+		fail_duration 30s
+		max_fails 5
+		unhealthy_status 5xx
+		transport http {
+			response_header_timeout 100ms
+		}
+	}`
+)
+
+func caddyConfig(directive string) func(dir, addr, one, other string) string {
+	return func(_, addr, one, other string) string {
+		return fmt.Sprintf(`{
 	admin off
 	persist_config off
 	auto_https off
@@ -107,13 +131,10 @@ func caddyConfig(_, addr, one, other string) string {
 }
 
 http://%s {
-	grpc_proxy %s %s {
-		lb_policy round_robin
-		outlier_detection
-		deadline_failure_after 100ms
-	}
+	%s
 }
-`, addr, one, other)
+`, addr, fmt.Sprintf(directive, one, other))
+	}
 }
 
 // start runs the proxy and returns once it listens.
