@@ -24,8 +24,6 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
-const serviceUnknown = grpc_health_v1.HealthCheckResponse_SERVICE_UNKNOWN
-
 // long bounds waits for what a busy machine may take its time over.
 const long = 30 * time.Second
 

@@ -35,6 +35,7 @@ func FuzzVerdict(f *testing.F) {
 			want = Serving
 		case healthpb.HealthCheckResponse_SERVICE_UNKNOWN:
 			want = NoSuchService
+		default:
 		}
 		if v.Answer != want {
 			t.Errorf("%x: %+v, want %v by %v", b, v, want, m.Status)
