@@ -289,17 +289,22 @@ func (x *exchange) failed(err *transport.Error) *failure {
 	return x.judge(fromTransport(err), err)
 }
 
-// deadlineSlack is how much earlier than here the deadline may pass at an upstream: it was told the time that remained,
-// rounded down, and has a clock of its own.
-const deadlineSlack = 2 * time.Millisecond
+// deadlineSlack is how much earlier than here the deadline may pass at the others: an upstream was told the time that
+// remained, rounded down; the client began to count before its call came; and all have clocks of their own.
+const deadlineSlack = 5 * time.Millisecond
 
 // judge tells a deadline from a cancellation: a CANCEL seen at or after the call's own deadline is the deadline's.
 func (x *exchange) judge(f *failure, err *transport.Error) *failure {
-	d := x.call.Deadline
-	if err.Kind == transport.KindReset && err.Code == h2.Cancel && !d.IsZero() && time.Until(d) < deadlineSlack {
+	if err.Kind == transport.KindReset && err.Code == h2.Cancel && x.deadlineNear() {
 		return deadlineExceeded()
 	}
 	return f
+}
+
+// deadlineNear tells whether the deadline has passed for somebody.
+func (x *exchange) deadlineNear() bool {
+	d := x.call.Deadline
+	return !d.IsZero() && time.Until(d) < deadlineSlack
 }
 
 func (x *exchange) deadlinePassed() bool {
@@ -366,7 +371,7 @@ func (x *exchange) conclude(f *failure) {
 		return
 	}
 	x.leaveUpstream(h2.Cancel)
-	if f.endedBy == call.EndedByClient && x.deadlinePassed() {
+	if f.endedBy == call.EndedByClient && x.deadlineNear() {
 		d := deadlineExceeded()
 		d.err = f.err
 		f = d
