@@ -24,7 +24,7 @@ func (h *Health) report(name string) report {
 		return report{status: grpcwire.NotServing}
 	}
 	scope := h.scope(current)
-	var t tally
+	t := newTally(scope)
 	switch {
 	case name == "":
 		for _, p := range scope {
@@ -63,7 +63,7 @@ func (h *Health) isGroup(name string, current, ours []proxy) bool {
 // reportService finds the answer about a service. The upstreams that count are those of the proxies where at least one
 // upstream has it: another proxy's know nothing of it, and need not.
 func (h *Health) reportService(name string, scope []proxy) report {
-	var t tally
+	t := newTally(scope)
 	known, pending := false, false
 	for _, p := range scope {
 		switch {
@@ -97,20 +97,29 @@ func (h *Health) reportService(name string, scope []proxy) report {
 
 // tally counts upstreams, each once, however many handlers share it.
 type tally struct {
-	seen           map[*transport.Endpoint]struct{}
+	seen           map[*transport.Endpoint]struct{} // nil where there is one handler, which has each once
 	serving, total int
+}
+
+func newTally(scope []proxy) tally {
+	if len(scope) < 2 {
+		return tally{}
+	}
+	return tally{seen: make(map[*transport.Endpoint]struct{})}
 }
 
 // add counts the upstreams of a proxy. serves, if it is not nil, has a say in which are serving.
 func (t *tally) add(p proxy, serves func(*upstream.State) bool) {
-	if t.seen == nil {
-		t.seen = make(map[*transport.Endpoint]struct{})
-	}
 	for _, e := range p.cluster.View().Live() {
-		if _, ok := t.seen[e]; ok || e.State.Has(upstream.Draining) {
+		if e.State.Has(upstream.Draining) {
 			continue
 		}
-		t.seen[e] = struct{}{}
+		if t.seen != nil {
+			if _, ok := t.seen[e]; ok {
+				continue
+			}
+			t.seen[e] = struct{}{}
+		}
 		t.total++
 		// Being full or on trial comes and goes with single calls.
 		if e.State.UsableExcept(upstream.Full|upstream.OnTrial) && (serves == nil || serves(e.State)) {

@@ -15,7 +15,7 @@ import (
 )
 
 // provision runs a handler's life up to Validate, as Caddy does.
-func provision(t *testing.T, h *Handler) error {
+func provision(t testing.TB, h *Handler) error {
 	t.Helper()
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	t.Cleanup(cancel)

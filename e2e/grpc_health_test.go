@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 // long bounds waits for what a busy machine may take its time over.
@@ -167,8 +169,14 @@ grpc_proxy` + addrs(other) + ` {
 }
 grpc_health`})
 	c := askHealth(t, p.H2C)
+	for _, b := range slices.Concat(users, orders, other) {
+		state := stateOf(t, b.Addr())
+		eventually(t, b.Name()+" is healthy", func() bool { return state.Usable() && state.Status().Condition == upstream.ConditionHealthy })
+	}
 	for _, name := range []string{"", "users", "orders"} {
-		c.becomes(name, "SERVING")
+		if got := c.check(name); got != "SERVING" {
+			t.Errorf("%q is %s", name, got)
+		}
 	}
 	if got := c.check("payments"); got != "NotFound" {
 		t.Errorf("an unknown name is %s", got)
@@ -322,10 +330,12 @@ grpc_health`})
 	c := askHealth(t, p.H2C)
 	c.becomes("", "SERVING", "x-rule", "all")
 	// The first question about a service waits for what the upstreams say.
-	for name, want := range map[string]string{"pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.N": "SERVING", "pkg.MadeUp": "NotFound"} {
-		if got := c.check(name); got != want {
-			t.Errorf("%s is %s, want %s", name, got, want)
-		}
+	if got := c.check("pkg.A"); got != "SERVING" {
+		t.Errorf("pkg.A is %s at once", got)
+	}
+	c.becomes("pkg.A", "SERVING", "x-rule", "all")
+	for name, want := range map[string]string{"pkg.Half": "SERVING", "pkg.N": "SERVING", "pkg.MadeUp": "NotFound"} {
+		c.becomes(name, want)
 	}
 	if got := c.check("pkg.Half", "x-rule", "all"); got != "NOT_SERVING" {
 		t.Errorf("a service that one of two upstreams has is %s, want all", got)
@@ -577,7 +587,7 @@ func TestGRPCHealthRefused(t *testing.T) {
 func TestGRPCHealthExit(t *testing.T) {
 	b := backendtest.Start(t, backendtest.Options{})
 	site := "grpc_proxy " + b.Addr() + " {\n\thealth_check grpc\n}\ngrpc_health"
-	cmd, addr, _ := startCaddy(t, "\tshutdown_delay 2s\n", site)
+	cmd, addr, _ := startCaddy(t, "\tshutdown_delay 4s\n", site)
 	c := askHealth(t, addr)
 	c.becomes("", "SERVING")
 	w := c.watch("")
@@ -595,7 +605,7 @@ func TestGRPCHealthExit(t *testing.T) {
 	}
 	w.next("code = Unavailable desc = the proxy is shutting down")
 	if d := time.Since(told); d < time.Second {
-		t.Errorf("the Watch ended %v after the news; the shutdown delay is 2s", d)
+		t.Errorf("the Watch ended %v after the news; the shutdown delay is 4s", d)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("Caddy left with %v", err)
