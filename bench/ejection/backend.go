@@ -59,12 +59,23 @@ func startAfterMessage() (*backend, error) {
 	})
 }
 
-// startSilent takes calls and says nothing until they are cancelled, as a server does whose threads are all stuck.
+// startSilent takes calls and never says anything, not even that their time is over, as a server does whose threads are
+// all stuck.
 func startSilent() (*backend, error) {
-	return startGRPC(func(s grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse]) error {
-		<-s.Context().Done()
-		return s.Context().Err()
+	over := make(chan struct{})
+	b, err := startGRPC(func(grpc.ServerStreamingServer[testpb.StreamingOutputCallResponse]) error {
+		<-over
+		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	stop := b.stop
+	b.stop = func() {
+		close(over)
+		stop()
+	}
+	return b, nil
 }
 
 // start503 answers as another proxy does that has lost its servers.
