@@ -41,7 +41,7 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 		return
 	}
 	cfg := a.transport(info)
-	addr := withPort(upstream.Address{Network: info.Network, Dial: dialOf(info)}, a.Port)
+	addr := withPort(upstream.Address{Network: info.Network, Dial: info.Address}, a.Port)
 	conns := &connections{addr: addr, cfg: cfg}
 	if a.Port == 0 {
 		conns.calls = end
@@ -101,14 +101,6 @@ func (g *checks) startLocked(service string, perRPC bool) {
 	c := newChecker(g, service, perRPC)
 	g.running[service] = c
 	c.start()
-}
-
-// dialOf is what upstream.Address says as a whole, without the network.
-func dialOf(e *upstream.Endpoint) string {
-	if e.Network == "unix" {
-		return e.Address[len("unix/"):]
-	}
-	return e.Address
 }
 
 // maxServices bounds how many services are asked about because calls name them: clients choose these names.

@@ -53,7 +53,7 @@ func endpoint(t testing.TB, addr string) (*upstream.Endpoint, *transport.Endpoin
 	}
 	end := transport.NewEndpoint(addrs[0], transport.Config{})
 	t.Cleanup(func() { _ = end.Destruct() })
-	return &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].String(), State: end.State}, end
+	return &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].Dial, State: end.State}, end
 }
 
 // attend checks an endpoint until the end of the test.

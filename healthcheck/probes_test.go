@@ -32,7 +32,7 @@ func target(t testing.TB, addr string, cfg transport.Config, ownPort bool) *Targ
 	}
 	t.Cleanup(conns.close)
 	return &Target{
-		Endpoint: &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].String()}, Address: addrs[0],
+		Endpoint: &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].Dial}, Address: addrs[0],
 		Transport: cfg, Timeout: 10 * time.Second, conns: conns,
 	}
 }
@@ -72,6 +72,22 @@ func TestTCP(t *testing.T) {
 	defer ul.Close()
 	if v := probe(t, new(TCP), target(t, "unix/"+unix, transport.Config{}, false)); v.Answer != Serving {
 		t.Errorf("verdict %+v on a socket", v)
+	}
+}
+
+// An endpoint at a socket is asked there; its address is the socket's path alone.
+func TestAttendUnixSocket(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	path := t.TempDir() + "/s"
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	end := attend(t, active(t, &Active{}, new(TCP)), "unix/"+path)
+	eventually(t, "there is a verdict", func() bool { return !end.State.Has(upstream.Connecting) })
+	if st := end.State.Status(); st.Condition != upstream.ConditionHealthy {
+		t.Errorf("%+v", st)
 	}
 }
 
