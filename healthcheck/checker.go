@@ -31,8 +31,10 @@ type memoryKey struct{ question, service string }
 
 // checker is one check of one endpoint: what has been answered, and when to ask again.
 type checker struct {
-	g       *checks
-	service string
+	g *checks
+	// Its own: what is under way when the checks end may outlast their next beginning.
+	ctx    context.Context
+	target Target // but for Logger
 	// perRPC: the verdict is on calls of the service, not on the endpoint.
 	perRPC bool
 	mem    *memory
@@ -51,7 +53,16 @@ type checker struct {
 
 func newChecker(g *checks, service string, perRPC bool) *checker {
 	mem := g.state.Memory(memoryKey{g.settings.Load().question, service}, func() any { return new(memory) }).(*memory)
-	return &checker{g: g, service: service, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+	c := &checker{g: g, ctx: g.ctx, target: g.target, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+	c.target.Service = service
+	return c
+}
+
+// asks is the target as of now.
+func (c *checker) asks() *Target {
+	t := c.target
+	t.Logger = c.g.settings.Load().logger
+	return &t
 }
 
 // spread is the time over which the first checks of many endpoints are spread.
@@ -144,8 +155,8 @@ func (c *checker) voteLocked(why string) {
 	if c.perRPC {
 		return // by who called
 	}
-	if c.service != "" && why != "" {
-		why = "service " + c.service + ": " + why
+	if c.target.Service != "" && why != "" {
+		why = "service " + c.target.Service + ": " + why
 	}
 	votesOf(c.g.state).cast(c.g.state, c, vote{c.status, why})
 }
@@ -177,7 +188,7 @@ func (c *checker) run() {
 
 // probe asks.
 func (c *checker) probe() (v Verdict) {
-	ctx, cancel := context.WithTimeout(c.g.ctx, c.g.target.Timeout)
+	ctx, cancel := context.WithTimeout(c.ctx, c.target.Timeout)
 	defer cancel()
 	defer func() {
 		if r := recover(); r != nil {
@@ -185,15 +196,15 @@ func (c *checker) probe() (v Verdict) {
 			v = Verdict{Answer: Undecided}
 		}
 	}()
-	v = c.g.settings.Load().prober.Probe(ctx, c.g.about(c.service))
-	if errors.Is(c.g.ctx.Err(), context.Canceled) {
+	v = c.g.settings.Load().prober.Probe(ctx, c.asks())
+	if errors.Is(c.ctx.Err(), context.Canceled) {
 		v.Answer = Undecided
 	}
 	return v
 }
 
 func (c *checker) panicked(r any) {
-	c.g.settings.Load().logger.Error("health check panicked", zap.String("upstream", c.g.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
+	c.g.settings.Load().logger.Error("health check panicked", zap.String("upstream", c.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 }
 
 // good tells whether calls may go to an endpoint that has answered so.
@@ -337,7 +348,7 @@ func watchBackoff(try int, most time.Duration) time.Duration {
 // watch keeps a Watch open until the check stops. gRFC A17: a Watch that ends with any status but UNIMPLEMENTED is tried
 // again with exponential backoff, which a message resets.
 func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
-	ctx := c.g.ctx
+	ctx := c.ctx
 	if !sleep(ctx, wait) {
 		return
 	}
@@ -348,7 +359,7 @@ func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 		case <-c.kick:
 		default:
 		}
-		err := c.watchOnce(ctx, w, c.g.about(c.service), func(v Verdict) {
+		err := c.watchOnce(ctx, w, c.asks(), func(v Verdict) {
 			told = true
 			c.push(v)
 		})

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -461,4 +462,34 @@ func TestActiveRefuses(t *testing.T) {
 			t.Errorf("%+v: error %v, want %q in it", tc.a, err, tc.text)
 		}
 	}
+}
+
+// slow hands out what makes it answer.
+type slow chan chan struct{}
+
+func (s slow) Probe(context.Context, *Target) Verdict {
+	answer := make(chan struct{})
+	s <- answer
+	<-answer
+	return Verdict{Answer: NotServing}
+}
+
+// An endpoint that is not checked any more and then is again, while an old question is still under way: that one's answer
+// means nothing.
+func TestJoinAgain(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	p := make(slow, 1)
+	a := active(t, &Active{Interval: caddy.Duration(time.Hour), Timeout: caddy.Duration(time.Hour)}, p)
+	info, end := endpoint(t, "127.0.0.1:1")
+	stop := a.Attend(info, end)
+	old := <-p
+	stop()
+	close(old)
+	defer a.Attend(info, end)()
+	now := <-p
+	if !end.State.Has(upstream.Connecting) {
+		t.Errorf("%+v from the old question", end.State.Status())
+	}
+	close(now)
+	eventually(t, "there is a verdict", func() bool { return end.State.Has(upstream.Unhealthy) })
 }

@@ -47,7 +47,8 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 		conns.calls = end
 	}
 	g.state = end.State
-	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns, noService: g.noService}
+	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns}
+	g.target.noService = func(why string) { g.noService(info.Address, why) }
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.running = make(map[string]*checker)
 	names, perRPC := []string{""}, false
@@ -66,13 +67,6 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 		}
 		g.publishLocked()
 	}
-}
-
-// about is the target for questions about a service.
-func (g *checks) about(service string) *Target {
-	t := g.target
-	t.Service, t.Logger = service, g.settings.Load().logger
-	return &t
 }
 
 // leave is join's counterpart.
@@ -167,8 +161,8 @@ func (g *checks) publishLocked() {
 }
 
 // noService logs, once, that the server has no health service.
-func (g *checks) noService(why string) {
+func (g *checks) noService(address, why string) {
 	if g.logged.CompareAndSwap(false, true) {
-		g.settings.Load().logger.Info("upstream has no health service", zap.String("upstream", g.target.Endpoint.Address), zap.String("reason", why))
+		g.settings.Load().logger.Info("upstream has no health service", zap.String("upstream", address), zap.String("reason", why))
 	}
 }
