@@ -160,18 +160,19 @@ func (x *exchange) awaitList() bool { return x.cur.Pending != nil && x.await(x.c
 func (x *exchange) awaitVerdict() bool {
 	var stops []func()
 	known := make(chan struct{}, 1)
+	tell := func(upstream.Status, upstream.Status) {
+		select {
+		case known <- struct{}{}:
+		default: // it is known of several at once
+		}
+	}
 	for i, e := range x.cur.Live() {
 		if !e.State.Has(upstream.Connecting) || slices.Contains(x.tried, i) {
 			continue
 		}
-		stops = append(stops, e.State.WatchStatus(func(upstream.Status, upstream.Status) {
-			select {
-			case known <- struct{}{}:
-			default:
-			}
-		}))
+		stops = append(stops, e.State.WatchStatus(tell))
 		if !e.State.Has(upstream.Connecting) { // meanwhile
-			known <- struct{}{}
+			tell(upstream.Status{}, upstream.Status{})
 			break
 		}
 	}
