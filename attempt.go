@@ -93,6 +93,9 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	if !a.begin() {
 		return nil, false
 	}
+	x.mu.Lock()
+	x.att = a // from here on finish ends it, whatever happens
+	x.mu.Unlock()
 	x.call.Result.Attempts++
 	x.call.Result.Upstream = a.end.Address()
 
@@ -100,9 +103,6 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	*fields = x.appendFields((*fields)[:0], a.end)
 	defer putFields(fields)
 
-	x.mu.Lock()
-	x.att = a
-	x.mu.Unlock()
 	stream, err := a.end.For(x.call.ClientIP).Open(x, *fields, false, a)
 	if err != nil {
 		a.end.State.End()
@@ -141,11 +141,19 @@ func (x *exchange) renew() {
 	x.tried = kept
 }
 
-// connecting finds an endpoint that is in backoff but is being dialled again at the moment. When no other is left the call
-// waits for that, as long as it may wait for any connection.
+// connecting finds an endpoint that is in backoff, and good apart from that, but is being dialled again at the moment. When
+// no other is left the call waits for that, as long as it may wait for any connection.
 func (x *exchange) connecting() (index int, ok bool) {
+	ignore := x.pickInfo().Disregard | upstream.Backoff
 	for i, e := range x.cur.Live() {
-		if e.Dialing() && e.State.Has(upstream.Backoff) && !slices.Contains(x.tried, i) {
+		s := e.State
+		if !s.Has(upstream.Backoff) || !s.UsableExcept(ignore) || slices.Contains(x.tried, i) {
+			continue
+		}
+		if is, asked := s.Services()[x.call.Service]; asked && !is.Usable && !x.cur.Panic {
+			continue
+		}
+		if e.Dialing() {
 			return i, true
 		}
 	}

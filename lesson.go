@@ -28,11 +28,14 @@ type lesson struct {
 }
 
 // begin counts the attempt at its endpoint and starts the clock, if anybody wants to know. It returns false if the endpoint
-// is on probation and has its one call already.
+// is on probation and has its one call already, which does not count in a panic.
 func (a *attempt) begin() bool {
 	var ok bool
 	if a.lesson.trial, ok = a.end.State.TryBegin(); !ok {
-		return false
+		if !a.view.Panic {
+			return false
+		}
+		a.end.State.Begin()
 	}
 	needs := &a.view.Needs
 	if needs.Attempts || needs.FirstMessage || a.x.h.observes.latency {

@@ -27,7 +27,7 @@ func init() {
 
 // faulty is a handler in front of the proxy that does harm.
 type faulty struct {
-	// Fault is what panics (read, head, write, flush), or timeout, for a request that ends after a while.
+	// Fault is what panics (read, head, write, flush, placeholder), or timeout, for a request that ends after a while.
 	Fault string `json:"fault"`
 }
 
@@ -43,6 +43,14 @@ func (f faulty) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		ctx, cancel := context.WithTimeout(r.Context(), 100*time.Millisecond)
 		defer cancel()
 		return next.ServeHTTP(w, r.WithContext(ctx))
+	}
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && f.Fault == "placeholder" {
+		repl.Map(func(key string) (any, bool) {
+			if key == "test.panic" {
+				panic(http.ErrAbortHandler)
+			}
+			return nil, false
+		})
 	}
 	r.Body = faultyBody{r.Body, f.Fault}
 	return next.ServeHTTP(&faultyWriter{&caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, f.Fault}, r)
@@ -121,14 +129,7 @@ func TestPanics(t *testing.T) {
 					t.Errorf("the client got %s", h.Sequence())
 				}
 			}
-			eventually(t, "no call is counted", func() bool {
-				n := int64(0)
-				transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
-					n += e.State.Active()
-					return true
-				})
-				return n == 0
-			})
+			eventually(t, "no call is counted", noneActive)
 			c := r.unary("healthy", "yes")
 			c.head()
 			c.message("response")
@@ -141,6 +142,31 @@ func TestPanics(t *testing.T) {
 			}
 		})
 	}
+}
+
+// noneActive tells whether no upstream has a call.
+func noneActive() bool {
+	n := int64(0)
+	transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
+		n += e.State.Active()
+		return true
+	})
+	return n == 0
+}
+
+// The same before there is a stream to the upstream.
+func TestPanicWhileOpening(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\n\ttest_faulty placeholder\n\tgrpc_proxy UPSTREAMS {\n\t\theader_up x {test.panic}\n\t}\n}"}})
+	c := r.open()
+	if h := c.result(); !h.Reset {
+		t.Errorf("the client got %s", h.Sequence())
+	}
+	eventually(t, "no call is counted", noneActive)
+	c = r.unary("healthy", "yes")
+	c.head()
+	c.message("response")
+	c.trailers()
+	c.ok()
 }
 
 // The same while the upstream does not read and the request waits for it.
