@@ -1,7 +1,6 @@
 package grpcproxy
 
 import (
-	"context"
 	"fmt"
 	"strings"
 
@@ -44,29 +43,5 @@ func (h *Handler) target(ctx caddy.Context, dial string, u *Upstream) (cluster.S
 	if err := a.Provision(ctx); err != nil {
 		return none, fmt.Errorf("upstream %q: %w", dial, err)
 	}
-	return cluster.Source{Source: &described{a, u}, Name: dial, Key: key}, nil
-}
-
-// described is a source whose endpoints have what the configuration says about all of them.
-type described struct {
-	*discovery.A
-	as *Upstream
-}
-
-// Watch implements [discovery.Source].
-func (d *described) Watch(ctx context.Context, sink discovery.Sink) {
-	d.A.Watch(ctx, describing{sink, d.as})
-}
-
-type describing struct {
-	discovery.Sink
-	as *Upstream
-}
-
-// Update implements [discovery.Sink].
-func (d describing) Update(endpoints []upstream.Endpoint) {
-	for i := range endpoints {
-		d.as.describe(&endpoints[i])
-	}
-	d.Sink.Update(endpoints)
+	return cluster.Source{Source: a, Name: dial, Key: key, Describe: u.describe}, nil
 }

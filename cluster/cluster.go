@@ -90,6 +90,7 @@ type Cluster struct {
 	dueAt      time.Time   // when rebuild fires; zero if it does not
 	relist     bool        // the list has changed, not only somebody's health
 	sweeper    *time.Timer
+	sweeping   bool // sweeper is set
 	ctx        context.Context
 	cancel     context.CancelFunc
 }
@@ -173,7 +174,12 @@ func (c *Cluster) Close() {
 	}
 	for _, m := range c.draining {
 		m.abandon()
-		m.linger()
+		c.lingerLocked(m)
+	}
+	if v := c.view.Load(); v != nil { // a call that waited, asks the view again
+		last := *v
+		last.Pending, last.Starting = nil, nil
+		c.view.Store(&last)
 	}
 	if c.pending != nil {
 		close(c.pending)
@@ -245,17 +251,23 @@ func (c *Cluster) apply() {
 // publishLocked makes the view that calls see from now on.
 func (c *Cluster) publishLocked() {
 	c.generation++
+	draining := make([]*member, 0, len(c.draining))
+	for _, m := range c.draining {
+		if !m.cut { // else not even a policy that binds clients may use it any more
+			draining = append(draining, m)
+		}
+	}
 	s := &upstream.Snapshot{
 		Generation: c.generation,
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
-		Draining:   make([]upstream.Endpoint, len(c.draining)),
+		Draining:   make([]upstream.Endpoint, len(draining)),
 	}
 	scale := c.scaleLocked()
-	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(c.draining))}
+	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
 	for _, part := range []struct {
 		members []*member
 		out     []upstream.Endpoint
-	}{{c.live, s.Endpoints}, {c.draining, s.Draining}} {
+	}{{c.live, s.Endpoints}, {draining, s.Draining}} {
 		for i, m := range part.members {
 			m.info.Index = len(v.Endpoints)
 			part.out[i] = m.info

@@ -457,7 +457,14 @@ func TestSourcePanics(t *testing.T) {
 // Companions come and go with their endpoints.
 func TestCompanions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		running := map[string]int{} // under the cluster's lock, or in a bubble that is idle
+		var mu sync.Mutex
+		running := map[string]int{}
+		count := func(addr string, n int) int {
+			mu.Lock()
+			defer mu.Unlock()
+			running[addr] += n
+			return running[addr]
+		}
 		src := newScript()
 		f := start(t, Config{
 			Static: endpoints(9), Sources: dynamic(src, t),
@@ -465,8 +472,8 @@ func TestCompanions(t *testing.T) {
 				if e.State != end.State {
 					t.Error("another endpoint's state")
 				}
-				running[e.Address]++
-				return func() { running[e.Address]-- }
+				count(e.Address, 1)
+				return func() { count(e.Address, -1) }
 			}},
 		})
 		sink := <-src.sinks
@@ -476,12 +483,12 @@ func TestCompanions(t *testing.T) {
 		time.Sleep(2 * memoryTime)
 		synctest.Wait()
 		for addr, want := range map[string]int{"127.0.0.1:1": 0, "127.0.0.1:2": 1, "127.0.0.1:9": 0} {
-			if running[addr] != want {
-				t.Errorf("%s: %d companions, want %d", addr, running[addr], want)
+			if got := count(addr, 0); got != want {
+				t.Errorf("%s: %d companions, want %d", addr, got, want)
 			}
 		}
 		f.Close()
-		if running["127.0.0.1:2"] != 0 {
+		if count("127.0.0.1:2", 0) != 0 {
 			t.Error("a companion outlives the cluster")
 		}
 	})

@@ -25,6 +25,8 @@ type Source struct {
 	Key string
 	// Preferred: once the source has a list, the static endpoints are not used.
 	Preferred bool
+	// Describe adds what the configuration says of the source's endpoints. Nil: nothing.
+	Describe func(*upstream.Endpoint)
 }
 
 // source is a Source that is being watched. It is the sink of its own findings.
@@ -41,7 +43,18 @@ type source struct {
 	err      error               // why there is no newer list
 }
 
-// lastList is the last list of a source, for the configuration after this one.
+// describe returns a copy of the list as the configuration describes it.
+func (s *source) describe(list []upstream.Endpoint) []upstream.Endpoint {
+	list = slices.Clone(list)
+	for i := range list {
+		if s.Describe != nil {
+			s.Describe(&list[i])
+		}
+	}
+	return list
+}
+
+// lastList is the last list of a source, for the configuration after this one, which may describe it otherwise.
 type lastList struct {
 	mu        sync.Mutex
 	endpoints []upstream.Endpoint
@@ -62,17 +75,17 @@ func (c *Cluster) newSource(s Source) (*source, error) {
 	last.mu.Lock()
 	defer last.mu.Unlock()
 	if len(last.endpoints) > 0 {
-		src.list, src.found, src.answered = last.endpoints, true, true
+		src.list, src.found, src.answered = src.describe(last.endpoints), true, true
 	}
 	return src, nil
 }
 
 // Update implements discovery.Sink.
 func (s *source) Update(endpoints []upstream.Endpoint) {
-	list := slices.Clone(endpoints)
+	list := s.describe(endpoints)
 	if len(list) > 0 {
 		s.last.mu.Lock()
-		s.last.endpoints = list
+		s.last.endpoints = slices.Clone(endpoints)
 		s.last.mu.Unlock()
 	}
 	s.c.mu.Lock()

@@ -39,6 +39,16 @@ func (l *Lease[T]) Acquire(key string, create func() (T, error)) (T, error) {
 	return v.(T), nil
 }
 
+// Shared tells whether somebody else holds one of the entries as well.
+func (l *Lease[T]) Shared() bool {
+	for _, k := range l.keys {
+		if n, _ := l.pool.References(k); n > 1 {
+			return true
+		}
+	}
+	return false
+}
+
 // Release gives back what Acquire took. It may be called more than once, and on a nil lease.
 func (l *Lease[T]) Release() {
 	if l == nil {

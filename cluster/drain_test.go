@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// When the time of the last calls is over, no new ones may come, not even of clients that are bound to the endpoint, since
+// nobody would end them.
+func TestNoCallsAfterDrainTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		f := start(t, Config{Sources: dynamic(src, t), DrainTimeout: 10 * time.Second})
+		sink := <-src.sinks
+		sink.Update(endpoints(1, 2))
+		synctest.Wait()
+		two := f.View().Endpoints[1]
+		sink.Update(endpoints(1))
+		settle()
+		f.expect(t, "1", "2")
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		f.expect(t, "1", "")
+		sink.Update(endpoints(1, 2))
+		settle()
+		f.expect(t, "1 2", "")
+		if f.View().Endpoints[1] != two {
+			t.Error("what was known is forgotten within a minute")
+		}
+		sink.Update(endpoints(1))
+		settle()
+		f.expect(t, "1", "2")
+	})
+}
+
+// A list that changes all the time does not keep endpoints that have left from being looked at.
+func TestDrainWhileListsChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		f := start(t, Config{Sources: dynamic(src, t), DrainTimeout: 10 * time.Second})
+		sink := <-src.sinks
+		sink.Update(endpoints(1, 2, 3))
+		synctest.Wait()
+		two := f.View().Endpoints[1]
+		two.State.Begin()
+		for i := range 30 {
+			sink.Update(endpoints(1, 3+i%2))
+			time.Sleep(sweepEvery / 2)
+		}
+		synctest.Wait()
+		if !slices.Equal(f.cut(), []*transport.Endpoint{two}) {
+			t.Errorf("calls were ended on %d endpoints, want 1", len(f.cut()))
+		}
+		two.State.End()
+	})
+}
+
+// An address that is found by another name stays the same endpoint; its calls go on.
+func TestNameChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		f := start(t, Config{Sources: dynamic(src, t), DrainTimeout: 10 * time.Second})
+		sink := <-src.sinks
+		list := endpoints(1)
+		list[0].Name = "a.test"
+		sink.Update(list)
+		synctest.Wait()
+		one := f.View().Endpoints[0]
+		one.State.Begin()
+		list[0].Name = "b.test"
+		sink.Update(list)
+		time.Sleep(2 * memoryTime)
+		synctest.Wait()
+		f.expect(t, "1", "")
+		if f.View().Endpoints[0] != one {
+			t.Fatal("it is another endpoint")
+		}
+		if len(f.cut()) != 0 {
+			t.Error("calls on an endpoint that is in the list were ended")
+		}
+		one.State.End()
+	})
+}
+
+// A reload does not give calls on an endpoint that has left the list more time. If the endpoint is in use again by then
+// they are left alone.
+func TestDrainTimeoutOverReload(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			src := newScript()
+			f := start(t, Config{Sources: dynamic(src, t)})
+			sink := <-src.sinks
+			sink.Update(endpoints(1, 2))
+			synctest.Wait()
+			two := f.View().Endpoints[1]
+			two.State.Begin()
+			defer two.State.End()
+			sink.Update(endpoints(1))
+			settle()
+			again := newScript()
+			g := start(t, Config{Sources: dynamic(again, t)})
+			f.Close()
+			if back {
+				(<-again.sinks).Update(endpoints(1, 2))
+				settle()
+				g.expect(t, "1 2", "")
+			}
+			time.Sleep(9 * time.Minute)
+			synctest.Wait()
+			if len(f.cut()) != 0 {
+				t.Fatal("calls were ended before their time")
+			}
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			want := []*transport.Endpoint{two}
+			if back {
+				want = nil
+			}
+			if !slices.Equal(f.cut(), want) {
+				t.Errorf("in use again %v: calls were ended on %d endpoints", back, len(f.cut()))
+			}
+		})
+	}
+}
+
+// What calls wait for does not come any more: a call that asks again must not be told to wait for what is over.
+func TestCloseWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t, Config{Sources: dynamic(newScript(), t)})
+		pending := f.View().Pending
+		f.Close()
+		<-pending
+		if f.View().Pending != nil {
+			t.Error("the first list is still waited for")
+		}
+		c, err := New(Config{Static: endpoints(1), Policy: f.cfg.Policy, Transport: f.cfg.Transport, Hold: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		starting := c.View().Starting
+		c.Close()
+		<-starting
+		if c.View().Starting != nil {
+			t.Error("the start is still waited for")
+		}
+	})
+}
+
+// What the configuration says of a source's endpoints is true from the first list on, though that is from before a reload.
+func TestDescribe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		of := func(s *script, weight uint32) []Source {
+			list := dynamic(s, t)
+			list[0].Describe = func(e *upstream.Endpoint) { e.Weight = weight }
+			return list
+		}
+		f := start(t, Config{Sources: of(src, 3)})
+		(<-src.sinks).Update(endpoints(1))
+		synctest.Wait()
+		if w := f.View().Snapshot.Endpoints[0].Weight; w != 3 {
+			t.Errorf("weight %d, want 3", w)
+		}
+		g := start(t, Config{Sources: of(newScript(), 5)})
+		if w := g.View().Snapshot.Endpoints[0].Weight; w != 5 {
+			t.Errorf("weight %d after a reload, want 5", w)
+		}
+	})
+}
