@@ -520,6 +520,38 @@ func TestRequestCount(t *testing.T) {
 	}
 }
 
+// Handlers that share an endpoint may have different limits; the lowest is in force, in whatever order they come and go.
+func TestLowestLimit(t *testing.T) {
+	s := new(upstream.State)
+	join := func(limit int) (leave func()) {
+		p := &Passive{UnhealthyRequestCount: limit}
+		if err := p.Provision(caddy.Context{}); err != nil {
+			t.Fatal(err)
+		}
+		return p.attend("a", s)
+	}
+	s.Begin()
+	s.Begin()
+	leaveTwo := join(2)
+	leaveThree := join(3)
+	if s.Usable() {
+		t.Error("a higher limit takes the lower one's place")
+	}
+	leaveTwo()
+	if !s.Usable() {
+		t.Error("the lower limit stays")
+	}
+	leaveTwo = join(2)
+	leaveThree()
+	if s.Usable() {
+		t.Error("the higher limit stays")
+	}
+	leaveTwo()
+	if !s.Usable() {
+		t.Error("a limit stays when nobody has one")
+	}
+}
+
 func TestObserveConcurrently(t *testing.T) {
 	g := newGroup(t, 4, &Passive{FailDuration: testSecond, MaxFails: 5, OutlierDetection: &OutlierDetection{Interval: 10 * ms, BaseEjectionTime: 1, MaxEjectionTime: 1, SuccessRate: new(SuccessRate), Latency: new(Latency)}})
 	defer g.close()

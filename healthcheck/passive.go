@@ -28,7 +28,8 @@ type Passive struct {
 	// in either direction, streams, do not. Default: off.
 	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
 
-	// How many RPCs an upstream may have in flight; with so many or more it gets no further ones. Default: no limit.
+	// How many RPCs an upstream may have in flight; with so many or more it gets no further ones. If several handlers use the
+	// upstream, their RPCs add up, and the lowest limit counts. Default: no limit.
 	UnhealthyRequestCount int `json:"unhealthy_request_count,omitempty"`
 
 	// The gRPC codes that count as failures, by name or number. Default: `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`,

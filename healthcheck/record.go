@@ -49,9 +49,18 @@ func (r *record) join(p *Passive) {
 			r.recent.Store(&ring{at: make([]atomic.Int64, p.MaxFails)})
 		}
 	}
-	if p.UnhealthyRequestCount > 0 {
-		r.state.SetLimit(int64(p.UnhealthyRequestCount))
+	r.limitLocked()
+}
+
+// limitLocked sets the lowest of the users' limits: which handler, or which configuration, came last makes no difference.
+func (r *record) limitLocked() {
+	limit := 0
+	for u := range r.users {
+		if n := u.UnhealthyRequestCount; n > 0 && (limit == 0 || n < limit) {
+			limit = n
+		}
 	}
+	r.state.SetLimit(int64(limit))
 }
 
 // leave is join's counterpart. An ejection stays in force to its end.
@@ -61,13 +70,10 @@ func (r *record) leave(p *Passive) {
 	if r.users[p]--; r.users[p] == 0 {
 		delete(r.users, p)
 	}
-	limited, detects := false, false
+	r.limitLocked()
+	detects := false
 	for u := range r.users {
-		limited = limited || u.UnhealthyRequestCount > 0
 		detects = detects || u.OutlierDetection != nil
-	}
-	if !limited {
-		r.state.SetLimit(0)
 	}
 	if !detects && r.state.Has(upstream.Probation) {
 		r.state.Change(0, upstream.Probation|upstream.OnTrial, "") // nobody would hear how the trial went
