@@ -274,6 +274,11 @@ func (c *Conn) batch() *Error {
 func (c *Conn) endBatch() bool {
 	c.mu.Lock()
 	c.inBatch = false
+	if c.peerReady && !c.told {
+		// Only now: a GOAWAY right behind the SETTINGS sends away whoever would open a stream.
+		c.told = true
+		close(c.ready)
+	}
 	c.stats.FramesIn += c.in.frames
 	c.in.frames = 0
 	if c.controls > maxControls {

@@ -66,10 +66,6 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 	c.frame(0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 	c.control()
 	c.peerReady = true
-	if !c.told {
-		c.told = true
-		close(c.ready)
-	}
 	if c.availableLocked() > before {
 		c.events |= evCapacity
 	}

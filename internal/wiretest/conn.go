@@ -30,7 +30,8 @@ type Options struct {
 	TLS *tls.Config
 	// Settings are sent in the first SETTINGS frame, which is empty by default.
 	Settings []http2.Setting
-	// NoSettings sends no first SETTINGS frame (a client sends its preface alone).
+	// NoSettings sends no first SETTINGS frame (a client sends its preface alone). A server then acknowledges nothing
+	// before WriteSettings, since its first frame must be SETTINGS.
 	NoSettings bool
 	// NoSettingsAck leaves SETTINGS without acknowledgement, NoPingAck PING.
 	NoSettingsAck, NoPingAck bool
@@ -63,6 +64,8 @@ type Conn struct {
 	encBuf   bytes.Buffer
 	nextID   uint32
 	writeErr error
+	mute     bool // Acknowledgements must wait for our first SETTINGS.
+	owed     int  // So many wait.
 
 	mu        sync.Mutex // Guards what follows.
 	changed   chan struct{}
@@ -84,7 +87,7 @@ type Conn struct {
 func newConn(t testing.TB, nc net.Conn, opts Options, firstID uint32, over *atomic.Bool) *Conn {
 	c := &Conn{
 		t: t, nc: nc, opts: opts, done: make(chan struct{}), over: over, nextID: firstID, changed: make(chan struct{}),
-		hold: opts.HoldWindows, frameSize: defaultFrameSize, initial: defaultWindow, window: defaultWindow,
+		mute: opts.NoSettings && firstID%2 == 0, hold: opts.HoldWindows, frameSize: defaultFrameSize, initial: defaultWindow, window: defaultWindow,
 		windows: make(map[uint32]int64), ended: make(map[uint32]error), pings: make(map[[8]byte]struct{}),
 	}
 	c.fr = http2.NewFramer(&c.wbuf, nil)

@@ -141,7 +141,7 @@ func (r *reader) react(f Frame) {
 		}
 		c.applySettings(f.Settings)
 		if !c.opts.NoSettingsAck {
-			c.WriteSettingsAck()
+			c.acknowledge()
 		}
 	case http2.FramePing:
 		if !f.Ack() && !c.opts.NoPingAck {

@@ -58,7 +58,23 @@ func (c *Conn) WriteFrame(typ http2.FrameType, flags http2.Flags, stream uint32,
 
 // WriteSettings writes a SETTINGS frame.
 func (c *Conn) WriteSettings(settings ...http2.Setting) {
-	c.write(func() { _ = c.fr.WriteSettings(settings...) })
+	c.write(func() {
+		_ = c.fr.WriteSettings(settings...)
+		for c.mute = false; c.owed > 0; c.owed-- {
+			_ = c.fr.WriteSettingsAck()
+		}
+	})
+}
+
+// acknowledge acknowledges SETTINGS as soon as that is allowed.
+func (c *Conn) acknowledge() {
+	c.write(func() {
+		if c.mute {
+			c.owed++
+			return
+		}
+		_ = c.fr.WriteSettingsAck()
+	})
 }
 
 // WriteSettingsAck acknowledges SETTINGS.
