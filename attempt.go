@@ -285,7 +285,7 @@ func (x *exchange) exhausted() *failure {
 
 // conditions says how upstreams are doing that are all of no use: "2 unhealthy, 1 ejected".
 func conditions(ends []*transport.Endpoint) string {
-	const busy = "at its limit, or unhealthy for this service"
+	const busy = "not for this call (at its limit, by the health of its service, or by lb_policy)"
 	order := []string{"unhealthy", "ejected", "draining", "connecting", busy}
 	counts := make(map[string]int)
 	for _, e := range ends {

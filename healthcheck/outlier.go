@@ -42,8 +42,8 @@ type OutlierDetection struct {
 	// How many failures in a row, answered by the upstream, eject it. A negative value turns that off. Default: `5`.
 	ConsecutiveFailures int `json:"consecutive_failures,omitempty"`
 
-	// How many attempts in a row without an answer (connection refused or lost, stream reset) eject it. A negative value
-	// turns that off. Default: `5`.
+	// How many attempts without an answer (connection refused or lost, stream reset), with no good one in between, eject
+	// it. A negative value turns that off. Default: `5`.
 	ConsecutiveLocalFailures int `json:"consecutive_local_failures,omitempty"`
 
 	// Ejects upstreams whose success rate is far below the others'. Default: off.
@@ -185,8 +185,6 @@ func (p *Passive) failure(s *upstream.State, r *record, is outcome, code grpcwir
 	counter, limit, kind := &r.failures, o.ConsecutiveFailures, "failures"
 	if is == broken {
 		counter, limit, kind = &r.breaks, o.ConsecutiveLocalFailures, "attempts without an answer"
-	} else if r.breaks.Load() != 0 {
-		r.breaks.Store(0) // it does answer
 	}
 	n := counter.Add(1)
 	if limit < 0 || n < uint32(limit) || s.Has(upstream.Ejected|upstream.Probation) {

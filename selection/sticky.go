@@ -136,6 +136,10 @@ func resolveSecret(configured string) ([]byte, error) {
 
 // Validate implements caddy.Validator.
 func (p *Sticky) Validate() error {
+	switch p.child.(type) {
+	case *Sticky, *Cookie:
+		return errors.New("fallback: a sticky policy within a sticky policy would give each client two tokens; write the one that chooses for new clients, round_robin, say")
+	}
 	switch {
 	case p.MaxAge < 0:
 		return fmt.Errorf("max_age: %v is negative", time.Duration(p.MaxAge))

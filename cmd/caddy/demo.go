@@ -24,7 +24,7 @@ func init() {
 	flags.Int("h2c-port", d.h2cPort, "Port of Caddy's plaintext HTTP/2 listener, 0 for any free one")
 	flags.Int("backends", d.backends, "How many gRPC backends to start, 1 to 9")
 	flags.Duration("slow", d.slow, "How much longer the last backend takes for each call")
-	flags.String("policy", d.policy, "Load-balancing policy: least_request, round_robin, random or first")
+	flags.String("policy", d.policy, "Load-balancing policy, one that needs no options: least_request, round_robin, random, first, peak_ewma, …")
 	flags.Float64("rate", d.rate, "Calls per second")
 	flags.Duration("duration", d.duration, "Stop after this time, 0 for when Ctrl-C is pressed")
 	flags.Bool("plain", d.plain, "Print a line a second instead of a live table")

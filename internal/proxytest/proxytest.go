@@ -71,13 +71,18 @@ func Start(t testing.TB, opts Options) *Proxy {
 	return p
 }
 
-// Load replaces the running configuration by one with another site block.
+// Load replaces the running configuration by one with another site block, and waits until the listeners of the old one
+// are gone.
 func (p *Proxy) Load(site string) error {
 	raw, err := Adapt(p.Caddyfile(site))
 	if err != nil {
 		return err
 	}
-	return caddy.Load(raw, true)
+	if err := caddy.Load(raw, true); err != nil {
+		return err
+	}
+	settle(p.H2C, p.TLS)
+	return nil
 }
 
 // Reload loads the running configuration anew.
