@@ -165,8 +165,15 @@ func (x *exchange) connecting() (index int, ok bool) {
 func (x *exchange) awaitList() bool { return x.cur.Pending != nil && x.await(x.cur.Pending) }
 
 // awaitVerdict waits until it is known of one of the endpoints that nothing is known about yet how it is doing.
+//
+// It watches a few of them, and looks at all again soon: thousands of calls may wait for thousands of endpoints.
 func (x *exchange) awaitVerdict() bool {
+	const (
+		few  = 8
+		soon = 20 * time.Millisecond
+	)
 	var stops []func()
+	wait := x.h.Transport.dialTimeout()
 	known := make(chan struct{}, 1)
 	tell := func(upstream.Status, upstream.Status) {
 		select {
@@ -177,6 +184,10 @@ func (x *exchange) awaitVerdict() bool {
 	for i, e := range x.cur.Live() {
 		if !e.State.Has(upstream.Connecting) || slices.Contains(x.tried, i) {
 			continue
+		}
+		if len(stops) == few {
+			wait = soon
+			break
 		}
 		stops = append(stops, e.State.WatchStatus(tell))
 		if !e.State.Has(upstream.Connecting) { // meanwhile
@@ -189,12 +200,17 @@ func (x *exchange) awaitVerdict() bool {
 			stop()
 		}
 	}()
-	return len(stops) > 0 && x.await(known)
+	return len(stops) > 0 && x.awaitAtMost(wait, known)
 }
 
 // await waits for what lets the call find an endpoint, within its deadline and as long as a dial may take. It returns false
 // when that time is over.
 func (x *exchange) await(c <-chan struct{}) bool {
+	return x.awaitAtMost(x.h.Transport.dialTimeout(), c)
+}
+
+// awaitAtMost is await for a shorter time, after which it returns true all the same.
+func (x *exchange) awaitAtMost(most time.Duration, c <-chan struct{}) bool {
 	limit := x.h.Transport.dialTimeout() - time.Since(x.call.Start)
 	done, deadline := x.Wait()
 	if !deadline.IsZero() {
@@ -203,7 +219,7 @@ func (x *exchange) await(c <-chan struct{}) bool {
 	if limit <= 0 {
 		return false
 	}
-	t := time.NewTimer(limit)
+	t := time.NewTimer(min(limit, most))
 	defer t.Stop()
 	select {
 	case <-c:
