@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -287,4 +288,38 @@ func freezable(t *testing.T, to string) (addr string, frozen *atomic.Bool) {
 		}
 	})
 	return addr, frozen
+}
+
+// TestFlapping: a backend that is well and ill by turns costs a few calls each time it is tried again, which is less and
+// less often, and not half of those that it would get.
+func TestFlapping(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	wiretest.CheckLeaks(t)
+	begin := time.Now()
+	bad := backendtest.Start(t, backendtest.Options{Name: "bad", ServerOptions: []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			if time.Since(begin).Milliseconds()/100%2 == 1 {
+				return nil, status.Error(codes.Unavailable, "again")
+			}
+			return h(ctx, req)
+		}),
+	}})
+	good := backendtest.Start(t, backendtest.Options{Name: "good"})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + bad.Addr() + " " + good.Addr() +
+		" {\n\tlb_policy round_robin\n\toutlier_detection {\n\t\tconsecutive_failures 3\n\t\tbase_ejection_time 300ms\n\t\tinterval 30s\n\t}\n}"})
+	c := client(t, p.H2C)
+	calls, failed := 0, 0
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+		calls++
+		if _, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty)); err != nil {
+			failed++
+		}
+	}
+	t.Logf("%d of %d calls failed; %d of them went to the bad one", failed, calls, bad.Calls().Total())
+	// Ejections last 0.3 s, 0.6 s, 0.9 s, …: four or five of them in 4 s, and no more than 3 failures before each.
+	if failed == 0 || failed > 30 {
+		t.Errorf("%d calls failed", failed)
+	}
 }
