@@ -375,6 +375,9 @@ func TestDuplicates(t *testing.T) {
 		if w := f.View().Snapshot.Endpoints[0].Weight; w != upstream.MaxWeight {
 			t.Errorf("weight %d, want the largest", w)
 		}
+		if n := f.warnings("listed more than once"); n != 1 {
+			t.Errorf("%d warnings of the same duplicates", n)
+		}
 	})
 }
 

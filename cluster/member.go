@@ -117,9 +117,10 @@ func (c *Cluster) wantedLocked() []upstream.Endpoint {
 		}
 		out[at].Weight = min(out[at].Weight+all[i].EffectiveWeight(), upstream.MaxWeight)
 	}
-	if n := len(all) - len(out); n > 0 {
+	if n := len(all) - len(out); n != c.surplus && n > 0 {
 		c.cfg.Logger.Warn("upstreams are listed more than once; each is one upstream with the sum of the weights", zap.Int("surplus", n), zap.Int("upstreams", len(out)))
 	}
+	c.surplus = len(all) - len(out)
 	return out
 }
 
