@@ -86,7 +86,7 @@ type Cluster struct {
 	starting   chan struct{} // closed when started, if calls are held
 	closed     bool
 	panicking  bool
-	surplus    int // how many endpoints were named more than once, when that was last logged
+	surplus    int         // how many endpoints were named more than once, when that was last logged
 	rebuild    *time.Timer // debounces changes
 	dueAt      time.Time   // when rebuild fires; zero if it does not
 	relist     bool        // the list has changed, not only somebody's health
