@@ -198,6 +198,7 @@ func TestHealthSurvivesReload(t *testing.T) {
 	c := client(t, p.H2C)
 	spread(t, c, 20, 2, backends...)
 	state := stateOf(t, backends[0].Addr())
+	eventually(t, "the first answer is there", state.Usable) // or it would be the newer one
 	state.SetWhy(upstream.Unhealthy, "told by the test")
 	if err := p.Reload(); err != nil {
 		t.Fatal(err)
