@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
 
@@ -41,7 +42,8 @@ func TestReloadStorm(t *testing.T) {
 	a, b := backendtest.Start(t, backendtest.Options{Name: "a"}), backendtest.Start(t, backendtest.Options{Name: "b"})
 	site := fmt.Sprintf("grpc_proxy %s %s", a.Addr(), b.Addr())
 	p := proxytest.Start(t, proxytest.Options{Site: site})
-	c := client(t, p.H2C)
+	// A dial that the kernel had queued at a listener which Caddy then closes is reset. Clients dial again; so does this one.
+	c := client(t, p.H2C, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 
@@ -121,7 +123,7 @@ func TestFailedReload(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	b := backendtest.Start(t, backendtest.Options{})
 	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr()})
-	c := client(t, p.H2C)
+	c := client(t, p.H2C, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	s, err := c.FullDuplexCall(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +154,7 @@ func TestStreamCloseDelay(t *testing.T) {
 	b := backendtest.Start(t, backendtest.Options{})
 	site := "grpc_proxy " + b.Addr() + " {\n\tstream_close_delay %s\n}"
 	p := proxytest.Start(t, proxytest.Options{Site: fmt.Sprintf(site, "300ms")})
-	c := client(t, p.H2C)
+	c := client(t, p.H2C, grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	s, err := c.FullDuplexCall(t.Context())
 	if err != nil {
 		t.Fatal(err)
