@@ -103,11 +103,7 @@ func (a *attempt) failed(err *transport.Error) {
 		return
 	}
 	f := fromTransport(err)
-	r := call.Attempt{Code: f.code, Source: f.source, EndedBy: f.endedBy}
-	if err.Side == transport.SideUpstream {
-		r.EndedBy = call.EndedByUpstream
-	}
-	a.teach(&r)
+	a.teach(&call.Attempt{Code: f.code, Source: f.source, EndedBy: endedBy(err, f.endedBy)})
 }
 
 // over tells the policy of the attempt that the call ended with.
@@ -123,12 +119,19 @@ func (a *attempt) over() {
 		ReceivedBytes: res.ReceivedBytes, ReceivedMessages: res.ReceivedMessages,
 	}
 	if f := x.result; f != nil {
-		var e *transport.Error
-		if errors.As(f.err, &e) && e.Side == transport.SideUpstream {
-			r.EndedBy = call.EndedByUpstream
-		}
+		r.EndedBy = endedBy(f.err, r.EndedBy)
 	}
 	a.teach(&r)
+}
+
+// endedBy says who ended an attempt: where an upstream or the way to it has failed, the proxy made the status, but that is not
+// who ended it.
+func endedBy(err error, otherwise call.EndedBy) call.EndedBy {
+	var e *transport.Error
+	if errors.As(err, &e) && e.Side == transport.SideUpstream {
+		return call.EndedByUpstream
+	}
+	return otherwise
 }
 
 // isStudied tells whether anybody wants to know how the attempt went.

@@ -80,16 +80,5 @@ func (c *Cluster) watchesHealth() bool {
 	return ok && w.WatchesHealth()
 }
 
-// Usable tells how many of the view's endpoints take calls.
-func (v *View) Usable() int {
-	n := 0
-	for _, e := range v.Live() {
-		if e.State.Usable() {
-			n++
-		}
-	}
-	return n
-}
-
 // Live are the endpoints that are not draining.
 func (v *View) Live() []*transport.Endpoint { return v.Endpoints[:len(v.Snapshot.Endpoints)] }

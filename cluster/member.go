@@ -55,20 +55,15 @@ func (c *Cluster) listLocked() error {
 		}
 		live = append(live, m)
 	}
-	for _, m := range live {
-		m.removed, m.cut = time.Time{}, false
-	}
+	listed := make(map[*member]bool, len(live))
 	for i, m := range live {
-		state := m.info.State
+		listed[m] = true
+		m.removed, m.cut = time.Time{}, false
 		m.info = wanted[i]
-		m.info.State = state
+		m.info.State = m.end.State
 	}
 	now := time.Now()
 	gone := 0
-	listed := make(map[*member]bool, len(live))
-	for _, m := range live {
-		listed[m] = true
-	}
 	c.draining = slices.DeleteFunc(c.draining, func(m *member) bool { return listed[m] })
 	for _, m := range c.live {
 		if !listed[m] {

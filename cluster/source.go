@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
@@ -105,11 +106,7 @@ func (s *source) Update(endpoints []upstream.Endpoint) {
 	s.c.changeLocked(true, first)
 }
 
-type emptyError struct{}
-
-func (emptyError) Error() string { return "the source knows of no endpoint" }
-
-var errEmpty error = emptyError{}
+var errEmpty = errors.New("the source knows of no endpoint")
 
 // Fail implements discovery.Sink.
 func (s *source) Fail(err error) {
