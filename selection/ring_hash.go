@@ -17,27 +17,29 @@ import (
 func init() { caddy.RegisterModule(new(RingHash)) }
 
 const (
-	defaultMinRing = 1024
-	defaultMaxRing = 4096
-	maxRing        = 8_388_608
+	ringPoints    = 512    // of an endpoint of middling weight: shares differ by 1/sqrt(512), 4 %
+	stableMaxRing = 65_536 // 128 endpoints; built in some ms
+	agreedMaxRing = 4096   // gRFC A42
+	maxRing       = 8_388_608
 )
 
 // RingHash sends calls with the same key to the same endpoint. Endpoints have many points each on a ring, by the hash of
-// their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used, its
-// keys are spread over the others, and no other keys move. When the set of endpoints changes, some other keys move too, up
-// to a tenth of them in small sets, since the number of each endpoint's points depends on how many endpoints there are.
+// their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used or
+// goes, its keys are spread over the others, and when one comes, it takes its keys from all of them; no other keys move.
 //
-// It is gRPC's and Envoy's algorithm, and proxies of these kinds agree about who gets a key (gRFC A42, A76). The entry
-// `hash_key` of an endpoint's metadata stands for its address, so that an endpoint can keep its keys under a new one.
+// It is gRPC's and Envoy's algorithm (gRFC A42, A76) but for the number of points. Theirs gives each endpoint fewer, the
+// more endpoints there are, so that up to a tenth of all keys move without need when one comes or goes; ours does not.
+// With `min_ring_size`, the ring is theirs, and they and we agree about who gets a key. The entry `hash_key` of an
+// endpoint's metadata stands for its address, so that an endpoint can keep its keys under a new one.
 type RingHash struct {
 	Hashing
 
-	// The ring has at least so many points, all endpoints together, 1 to 8388608. More points make the shares more even.
-	// Default: `1024`.
+	// Make the ring as gRPC clients and Envoy do: with at least so many points, all endpoints together, 1 to 8388608.
+	// Their default is 1024. Default: an endpoint has 512 points, more or less as its weight is above or below the median.
 	MinRingSize uint64 `json:"min_ring_size,omitempty"`
 
-	// It has at most so many, 1 to 8388608, but one per endpoint if there are more endpoints than that. A point takes 12
-	// bytes. Default: `4096`.
+	// The ring has at most so many points, 1 to 8388608, but one per endpoint if there are more endpoints than that. A
+	// point takes 12 bytes. Default: `65536`, with `min_ring_size` that of gRPC clients, `4096`.
 	MaxRingSize uint64 `json:"max_ring_size,omitempty"`
 
 	// Let no endpoint have more calls in flight than so many percent of the average, at least 100; a call goes on to the
@@ -83,35 +85,59 @@ func (p *RingHash) Validate() error {
 			return fmt.Errorf("%s: %d is above the largest ring, %d", f.name, f.size, maxRing)
 		}
 	}
-	if low, high := p.sizes(); low > high {
-		return fmt.Errorf("min_ring_size: %d is above max_ring_size, %d", low, high)
+	if high := p.maxSize(); p.MinRingSize > high {
+		return fmt.Errorf("min_ring_size: %d is above max_ring_size, %d", p.MinRingSize, high)
 	}
 	return checkBalanceFactor(p.BalanceFactor)
 }
 
-func (p *RingHash) sizes() (low, high uint64) {
-	return cmp.Or(p.MinRingSize, defaultMinRing), cmp.Or(p.MaxRingSize, defaultMaxRing)
+func (p *RingHash) maxSize() uint64 {
+	if p.MinRingSize == 0 {
+		return cmp.Or(p.MaxRingSize, stableMaxRing)
+	}
+	return cmp.Or(p.MaxRingSize, agreedMaxRing)
 }
 
 // Build implements [Policy].
 func (p *RingHash) Build(s *upstream.Snapshot) Picker {
 	r := &ring{wheel: wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}}
-	low, high := p.sizes()
-	r.points, r.slots = newRing(s, float64(low), float64(high))
+	var shares []int
+	if high := max(int(p.maxSize()), len(s.Endpoints)); p.MinRingSize == 0 {
+		shares = stableShares(s, high)
+	} else {
+		shares = agreedShares(s, float64(p.MinRingSize), float64(high))
+	}
+	r.points, r.slots = newRing(s, shares)
 	return r.pass(r, s)
 }
 
-// newRing returns the hashes of the ring's points in order, and to whom they belong.
-//
-// gRFC A42 and Envoy's ring_hash_lb.cc: scale = min(ceil(min_weight * min_size) / min_weight, max_size), with weights
-// that add up to 1; an endpoint gets the points up to where the sum of its predecessors' and its own weight × scale is,
-// each XXH64 of "<key>_<number>".
-func newRing(s *upstream.Snapshot, minSize, maxSize float64) (points []uint64, slots []int32) {
-	n := len(s.Endpoints)
-	if n == 0 {
-		return nil, nil
+// stableShares returns how many points each endpoint has: by its own weight, so that one that comes or goes leaves the
+// others' points where they are. The median is what makes it a number: unlike the sum, the least or the largest weight, it
+// hardly ever changes when one endpoint comes, goes or warms up. Only when there would be more than maxSize points, all have
+// fewer, and when the median changes, all have more or fewer.
+func stableShares(s *upstream.Snapshot, maxSize int) []int {
+	shares := make([]int, len(s.Endpoints))
+	if len(shares) == 0 {
+		return nil
 	}
-	order, keys := hashOrder(s)
+	weights := make([]uint32, len(shares))
+	sum := 0.0
+	for i := range s.Endpoints {
+		weights[i] = s.Endpoints[i].EffectiveWeight()
+		sum += float64(weights[i])
+	}
+	slices.Sort(weights)
+	perWeight := min(ringPoints/float64(weights[len(weights)/2]), float64(maxSize)/sum)
+	for i := range s.Endpoints {
+		shares[i] = max(int(math.Round(perWeight*float64(s.Endpoints[i].EffectiveWeight()))), 1)
+	}
+	return shares
+}
+
+// agreedShares returns how many points each endpoint has in the rings of gRPC and Envoy (gRFC A42, ring_hash_lb.cc): with
+// weights that add up to 1, scale = min(ceil(min_weight * min_size) / min_weight, max_size), and in the order of the ring an
+// endpoint gets the points up to where the sum of its predecessors' and its own weight × scale is.
+func agreedShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
 	sum, least := 0.0, math.Inf(1)
 	for i := range s.Endpoints {
 		w := float64(s.Endpoints[i].EffectiveWeight())
@@ -120,22 +146,38 @@ func newRing(s *upstream.Snapshot, minSize, maxSize float64) (points []uint64, s
 	}
 	least /= sum
 	// Unlike theirs, a ring has room for all endpoints: with more endpoints than points, some would never be picked.
-	scale := min(math.Ceil(least*minSize)/least, max(maxSize, float64(n)))
+	scale := min(math.Ceil(least*minSize)/least, maxSize)
+	shares := make([]int, len(s.Endpoints))
+	var have, target float64
+	order, _ := hashOrder(s)
+	for _, place := range order {
+		target += scale * (float64(s.Endpoints[place].EffectiveWeight()) / sum)
+		for ; have < target; have++ {
+			shares[place]++
+		}
+	}
+	return shares
+}
 
+// newRing returns the hashes of the ring's points in order, and to whom they belong. An endpoint's points are XXH64 of
+// "<key>_<number>" (gRFC A42, ring_hash_lb.cc).
+func newRing(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32) {
 	type point struct {
 		hash        uint64
 		place, rank int32 // The rank is the endpoint's in order: two may have the same key.
 	}
-	all := make([]point, 0, int(math.Ceil(scale))+1)
-	var have, target float64
+	size := 0
+	for _, n := range shares {
+		size += n
+	}
+	all := make([]point, 0, size)
 	var buf []byte
+	order, keys := hashOrder(s)
 	for rank, place := range order {
-		target += scale * (float64(s.Endpoints[place].EffectiveWeight()) / sum)
 		buf = append(append(buf[:0], keys[place]...), '_')
-		for i, stem := int64(0), len(buf); have < target; i++ {
-			buf = strconv.AppendInt(buf[:stem], i, 10)
+		for i, stem := 0, len(buf); i < shares[place]; i++ {
+			buf = strconv.AppendInt(buf[:stem], int64(i), 10)
 			all = append(all, point{xxhash.Sum64(buf), place, int32(rank)})
-			have++
 		}
 	}
 	slices.SortFunc(all, func(a, b point) int {
