@@ -2,6 +2,7 @@ package selection_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -76,6 +77,21 @@ func BenchmarkPickHalf(b *testing.B) {
 			snap := selectiontest.Snapshot(10_000)
 			for i := 0; i < len(snap.Endpoints); i += 2 {
 				snap.Endpoints[i].State.SetUsable(false)
+			}
+			pickLoop(b, p.new().Build(snap))
+		})
+	}
+}
+
+// BenchmarkPickBusy: every endpoint has calls in flight.
+func BenchmarkPickBusy(b *testing.B) {
+	for _, p := range policies {
+		b.Run(p.name+"/10000", func(b *testing.B) {
+			snap := selectiontest.Snapshot(10_000)
+			for i := range snap.Endpoints {
+				for range 1 + rand.N(8) {
+					snap.Endpoints[i].State.Begin()
+				}
 			}
 			pickLoop(b, p.new().Build(snap))
 		})
