@@ -29,6 +29,7 @@ const (
 	reasonConnLost          = "UPSTREAM_CONNECTION_LOST"
 	reasonProtocol          = "UPSTREAM_PROTOCOL_ERROR"
 	reasonMetadataSize      = "UPSTREAM_METADATA_TOO_LARGE"
+	reasonRequestSize       = "REQUEST_METADATA_TOO_LARGE"
 	reasonHTTPStatus        = "UPSTREAM_HTTP_STATUS"
 	reasonNotGRPC           = "UPSTREAM_NOT_GRPC"
 	reasonNoTrailers        = "UPSTREAM_NO_TRAILERS"
@@ -92,6 +93,9 @@ func fromTransport(e *transport.Error) *failure {
 		f.message = "the upstream is shutting down and did not process the call"
 	case transport.KindConnLost, transport.KindTimeout:
 		f.reason = reasonConnLost
+	case transport.KindRequestTooLarge:
+		f.reason = reasonRequestSize
+		f.code = grpcwire.ResourceExhausted
 	case transport.KindHeaderListSize:
 		f.reason = reasonMetadataSize
 		f.code = grpcwire.ResourceExhausted // gRPC: metadata over the limit is RESOURCE_EXHAUSTED

@@ -5,7 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -181,6 +183,33 @@ func TestWireForwarded(t *testing.T) {
 			t.Errorf("via: %q", got)
 		}
 	})
+}
+
+// RFC 9113 section 6.5.2: SETTINGS_MAX_HEADER_LIST_SIZE "informs a peer of the maximum field section size that the sender is
+// prepared to accept". A call beyond it is not sent there: it goes to an upstream that accepts it, or is told why not.
+func TestWireRequestTooLarge(t *testing.T) {
+	r := newRig(t, rigOptions{Upstreams: 2, Block: "lb_policy first"})
+	large := strings.Repeat("x", 5000)
+	limit := func(p *peer, most uint32) {
+		p.conn.WriteSettings(http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: most})
+		p.conn.Barrier()
+	}
+	r.complete()
+	limit(r.ups[0], 4096)
+	elsewhere := r.open("x-large", large)
+	elsewhere.client.WriteData(elsewhere.id, wiretest.Message(nil), true)
+	elsewhere.take(1)
+	elsewhere.answerOK()
+	r.complete() // the first one is none the worse for it
+
+	limit(r.ups[1], 2048)
+	c := r.open("x-large", large)
+	c.client.WriteData(c.id, wiretest.Message(nil), true)
+	r.checkFailure(c.result(), failure{
+		code: codes.ResourceExhausted, reason: "REQUEST_METADATA_TOO_LARGE", attempts: 2,
+		says: []string{"the call's metadata is larger than the upstream accepts: 5", " bytes, the peer accepts 2048 (SETTINGS_MAX_HEADER_LIST_SIZE)"},
+	})
+	r.complete()
 }
 
 // header_up and header_down with reverse_proxy's words.

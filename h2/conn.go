@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -242,14 +243,23 @@ func (c *Conn) streamLimitLocked() int {
 
 // OpenStream opens a stream (client role): it allocates the identifier and appends HEADERS, with END_STREAM if end is
 // set, under one lock, and does not flush. r's methods may run as soon as somebody flushes, before OpenStream has
-// returned. Errors are of KindNoCapacity, KindGoAway, KindConnLost or KindLocal (or why else the connection is over),
-// all with Unprocessed set.
+// returned. Errors are of KindNoCapacity, KindGoAway, KindConnLost or KindLocal (or why else the connection is over), or of
+// KindHeaderListSize, where the peer has said that it would not take so many fields; all with Unprocessed set.
 func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error) {
 	c.mu.Lock()
 	if c.availableLocked() == 0 {
 		err := c.refusalLocked()
 		c.unlock()
 		return nil, err
+	}
+	if most := c.peerMaxHeaderList; most > 0 {
+		if n := listSize(fields); n > uint64(most) {
+			c.unlock()
+			return nil, &Error{
+				Kind: KindHeaderListSize, Remote: true, Unprocessed: true,
+				Debug: fmt.Sprintf("%d bytes, the peer accepts %d (SETTINGS_MAX_HEADER_LIST_SIZE)", n, most),
+			}
+		}
 	}
 	s := &Stream{
 		c: c, id: c.nextID, r: r, sendWin: c.peerInitWindow, headOff: c.offset(), want: -1,

@@ -90,7 +90,8 @@ const (
 	KindProtocol
 	// KindTimeout: a PING, a SETTINGS acknowledgement, the preface or a blocked write ran out of time.
 	KindTimeout
-	// KindHeaderListSize: the header list was larger than this side accepts.
+	// KindHeaderListSize: the header list was larger than this side accepts; with Remote, it would have been larger than the
+	// peer accepts, so that it was not sent.
 	KindHeaderListSize
 	// KindLocal: this side closed the connection (Conn.Close, Conn.Shutdown, an exhausted limit).
 	KindLocal

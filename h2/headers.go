@@ -2,6 +2,14 @@ package h2
 
 import "golang.org/x/net/http2"
 
+// listSize is the size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113 section 6.5.2).
+func listSize(fields []Field) (n uint64) {
+	for i := range fields {
+		n += uint64(len(fields[i].Name) + len(fields[i].Value) + 32)
+	}
+	return n
+}
+
 // field takes one decoded field. Above the limit the rest is decoded for the table's sake only.
 func (in *input) field(f Field) {
 	in.list += len(f.Name) + len(f.Value) + 32

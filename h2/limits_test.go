@@ -177,6 +177,30 @@ func TestHeaderListSize(t *testing.T) {
 			t.Error(code)
 		}
 	})
+	t.Run("the peer's", func(t *testing.T) {
+		// RFC 9113 section 10.5.1: the limit is advisory, but what goes beyond it is refused by most.
+		c, p := clientAgainst(t, Config{})
+		large := wiretest.Request("h", "/s/m", "x", strings.Repeat("x", 9000))
+		for _, tt := range []struct {
+			limit uint32
+			ok    bool
+		}{{0, true}, {9000, false}, {uint32(listSize(large)) - 1, false}, {uint32(listSize(large)), true}} {
+			p.WriteSettings(http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: tt.limit})
+			p.Barrier()
+			s, err := c.OpenStream(large, true, newRecorder(t))
+			if tt.ok {
+				if err != nil {
+					t.Fatalf("limit %d: %v", tt.limit, err)
+				}
+				c.Flush()
+				if f := p.ExpectHeaders(); f.Stream != s.ID() || len(f.Get("x")) != 9000 {
+					t.Errorf("limit %d: %v", tt.limit, f)
+				}
+			} else if err == nil || err.Kind != KindHeaderListSize || !err.Remote || !err.Unprocessed || err.Connection {
+				t.Errorf("limit %d: %+v", tt.limit, err)
+			}
+		}
+	})
 	t.Run("many references to one entry", func(t *testing.T) {
 		// 4,000 bytes on the wire that stand for 16 MB.
 		c, p := serverAgainst(t, Config{MaxHeaderListSize: 64 << 10}, acceptEcho)

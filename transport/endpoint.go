@@ -121,25 +121,30 @@ type Caller interface {
 // for h2.Conn.OpenStream. An error is always Unprocessed: nothing was sent.
 func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
 	if e.waiting.Load() == 0 {
-		if s := e.tryOpen(fields, end, recv); s != nil {
-			return s, nil
+		if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
+			return s, err
 		}
 	}
 	done, deadline := c.Wait()
 	return e.openSlow(done, deadline, fields, end, recv)
 }
 
-func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) *h2.Stream {
+// tryOpen opens a stream on one of the connections. Where none has room it returns neither stream nor error; an error means
+// that to wait does not help.
+func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
 	for _, c := range *e.conns.Load() {
 		s, err := c.OpenStream(fields, end, recv)
 		if err == nil {
 			if !c.used.Load() {
 				c.used.Store(true)
 			}
-			return s
+			return s, nil
+		}
+		if err.Kind == h2.KindHeaderListSize {
+			return nil, FromStream(err, e.Address())
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // startDial dials in the background unless that is under way, not needed or not yet allowed. mu is held.

@@ -39,6 +39,8 @@ const (
 	KindProtocol
 	// KindHeaderListSize: the upstream's header list is larger than accepted.
 	KindHeaderListSize
+	// KindRequestTooLarge: the call's metadata is larger than the upstream accepts, as it has said.
+	KindRequestTooLarge
 	// KindTimeout: the upstream did not answer a keepalive PING, or took nothing from the socket for too long.
 	KindTimeout
 	// KindLocal: this side closed the connection.
@@ -94,6 +96,12 @@ func (e *Error) Text() string {
 		return Cause(e.Err)
 	case KindHeaderListSize:
 		return "the upstream's response metadata is larger than accepted"
+	case KindRequestTooLarge:
+		text := "the call's metadata is larger than the upstream accepts"
+		if he := new(h2.Error); errors.As(e.Err, &he) && he.Debug != "" {
+			text += ": " + he.Debug
+		}
+		return text
 	case KindCanceled:
 		return "the call ended before a stream was opened: " + Cause(e.Err)
 	default:
@@ -119,6 +127,9 @@ func FromStream(e *h2.Error, endpoint string) *Error {
 		out.Kind = KindConnLost
 	case h2.KindHeaderListSize:
 		out.Kind = KindHeaderListSize
+		if e.Remote {
+			out.Kind, out.Side, out.Sent = KindRequestTooLarge, SideDownstream, false
+		}
 	case h2.KindTimeout:
 		out.Kind = KindTimeout
 	case h2.KindNotHTTP2:

@@ -22,8 +22,11 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 	for {
 		// Without mu: a connection may call back from OpenStream.
 		if w != nil || e.waiting.Load() == 0 {
-			if s := e.tryOpen(fields, end, recv); s != nil {
-				return s, nil
+			if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
+				if w != nil && err != nil {
+					e.capacity() // its turn goes to the next
+				}
+				return s, err
 			}
 		}
 		e.mu.Lock()
