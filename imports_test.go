@@ -31,13 +31,14 @@ var mayImport = map[string][]string{
 	"upstream": {caddyModule},
 	// On the leaves.
 	"call":      {"grpcwire"},
-	"orca":      {"upstream", "call", "grpcwire", "h2", "transport", "google.golang.org/protobuf/encoding/protowire", "go.uber.org/zap"},
+	"rpc":       {"grpcwire", "h2"},
+	"orca":      {"upstream", "call", "grpcwire", "h2", "rpc", "transport", "google.golang.org/protobuf/encoding/protowire", "go.uber.org/zap"},
 	"selection": {"upstream", "call", "grpcwire", "orca", caddyModule, "github.com/cespare/xxhash/v2", "github.com/dustin/go-humanize", "go.uber.org/zap"},
 	"discovery": {
 		"upstream", caddyModule, "go.uber.org/zap", "github.com/miekg/dns", "go.yaml.in/yaml",
 	},
 	"healthcheck": {
-		"upstream", "call", "grpcwire", "h2", "transport", caddyModule, "go.uber.org/zap", "google.golang.org/protobuf/encoding/protowire",
+		"upstream", "call", "grpcwire", "h2", "rpc", "transport", caddyModule, "go.uber.org/zap", "google.golang.org/protobuf/encoding/protowire",
 	},
 	"transport": {"upstream", "call", "grpcwire", "h2", caddyModule, "go.uber.org/zap", "golang.org/x/sys", "github.com/pires/go-proxyproto"},
 	// What holds them together.

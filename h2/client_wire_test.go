@@ -300,8 +300,14 @@ func TestClientGoAway(t *testing.T) {
 	c.Flush()
 	p.ExpectHeaders()
 	p.ExpectHeaders()
+	select {
+	case <-c.Leaving():
+		t.Fatal("leaving before GOAWAY")
+	default:
+	}
 	p.WriteGoAway(1<<31-1, http2.ErrCodeNo, "")
 	p.Barrier()
+	wait(t, c.Leaving())
 	if c.Available() != 0 || !c.Draining() {
 		t.Error("streams available after GOAWAY")
 	}

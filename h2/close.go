@@ -24,7 +24,7 @@ func (c *Conn) endLocked(e *Error, goAway bool) {
 		e = &own
 	}
 	c.over = e
-	c.draining = true
+	c.leaveLocked()
 	c.stop.Store(true)
 	if goAway && c.writeErr == nil {
 		c.appendGoAway(c.lastProcessedLocked(), e.Code, e.Debug)
@@ -35,6 +35,14 @@ func (c *Conn) endLocked(e *Error, goAway bool) {
 	c.cond.Broadcast()
 	if err := c.nc.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		go c.sock.abort()
+	}
+}
+
+// leaveLocked notes that the connection takes no new streams.
+func (c *Conn) leaveLocked() {
+	if !c.draining {
+		c.draining = true
+		close(c.leaving)
 	}
 }
 
@@ -95,7 +103,7 @@ func (c *Conn) Shutdown() {
 	switch {
 	case c.over != nil:
 	case c.client:
-		c.draining = true
+		c.leaveLocked()
 		c.endIfDrainedLocked()
 	case c.drainStep == drainNone:
 		c.drainStep = drainNotice
@@ -135,7 +143,6 @@ func (c *Conn) endIfDrainedLocked() {
 			own.Unprocessed = false
 			e = &own
 		}
-		c.draining = true
 		c.endLocked(e, false)
 		if c.writeErr == nil {
 			c.appendGoAway(0, NoError, "")

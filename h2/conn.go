@@ -23,9 +23,9 @@ type Conn struct {
 	epoch  time.Time // zero of nano
 	sock   socket
 
-	ready, done chan struct{}
-	stop        atomic.Bool  // over is set: the reader stops handling frames
-	lastRead    atomic.Int64 // nano of the last read that brought something
+	ready, leaving, done chan struct{}
+	stop                 atomic.Bool  // over is set: the reader stops handling frames
+	lastRead             atomic.Int64 // nano of the last read that brought something
 
 	in       input // the reading goroutine's own
 	after    []*Conn
@@ -120,7 +120,7 @@ func newConn(nc net.Conn, cfg Config, client bool) *Conn {
 	cfg = cfg.withDefaults(client)
 	c := &Conn{
 		nc: nc, cfg: cfg, client: client, epoch: time.Now(),
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), leaving: make(chan struct{}), done: make(chan struct{}),
 		streams:        make(map[uint32]*Stream),
 		peerMaxStreams: assumedStreams, peerMaxFrame: protocolFrameSize, peerInitWindow: protocolWindow,
 		enc: newEncoder(), sendWin: protocolWindow,
@@ -214,8 +214,11 @@ func (c *Conn) Streams() int {
 func (c *Conn) Draining() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.draining || c.over != nil
+	return c.draining
 }
+
+// Leaving is closed when Draining becomes true.
+func (c *Conn) Leaving() <-chan struct{} { return c.leaving }
 
 // Available is the number of streams that could be opened now: 0 when the connection is draining or over, and
 // counted against an assumed limit of 100 before the peer's SETTINGS have come. Client role.
@@ -226,7 +229,7 @@ func (c *Conn) Available() int {
 }
 
 func (c *Conn) availableLocked() int {
-	if !c.client || c.draining || c.over != nil || c.writeErr != nil {
+	if !c.client || c.draining || c.writeErr != nil {
 		return 0
 	}
 	return max(0, c.streamLimitLocked()-len(c.streams))
@@ -278,7 +281,7 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 	c.nextID += 2
 	if c.nextID > maxStreamID {
 		// RFC 9113 section 5.1.1: a client that runs out of identifiers opens a new connection.
-		c.draining = true
+		c.leaveLocked()
 	}
 	c.appendHeaders(s.id, fields, end)
 	c.unlock()

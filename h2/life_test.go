@@ -85,6 +85,7 @@ func TestIdentifiersRunOut(t *testing.T) {
 	}
 	c.Flush()
 	p.ExpectHeaders()
+	wait(t, c.Leaving())
 	if c.Available() != 0 || !c.Draining() {
 		t.Error("not draining")
 	}

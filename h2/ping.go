@@ -108,7 +108,7 @@ func (c *Conn) onGoAway(f frameHeader, p []byte) *Error {
 		}
 		return nil
 	}
-	c.draining = true
+	c.leaveLocked()
 	out := *e
 	out.Unprocessed = true
 	var shut []*Stream

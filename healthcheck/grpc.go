@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/rpc"
 )
 
 func init() { caddy.RegisterModule(new(GRPC)) }
@@ -132,37 +134,42 @@ func (*GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlon
 
 // Probe implements [Prober].
 func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
-	r, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", true)
+	timeout := t.Timeout
+	if d, ok := ctx.Deadline(); ok {
+		timeout = time.Until(d)
+	}
+	c, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", timeout)
 	if err != nil {
 		return noAnswer(ctx, t, err)
 	}
-	defer r.close()
-	msg, err := r.next(ctx)
-	if err != nil {
+	defer c.Close()
+	msg, err := c.Next(ctx)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return noAnswer(ctx, t, err)
 	}
-	end, err := r.end(ctx)
+	answered := err == nil
+	status, err := end(ctx, c)
 	switch {
 	case err != nil:
 		return noAnswer(ctx, t, err)
-	case end.code == grpcwire.OK && msg != nil:
+	case status.Code == grpcwire.OK && answered:
 		return verdictOf(msg)
-	case end.code == grpcwire.OK:
+	case status.Code == grpcwire.OK:
 		return Verdict{NoAnswer, "the server's answer to the health check has no message"}
-	case end.code == grpcwire.Unimplemented:
-		return g.unimplemented(t, end)
-	case end.code == grpcwire.NotFound:
+	case status.Code == grpcwire.Unimplemented:
+		return g.unimplemented(t, status)
+	case status.Code == grpcwire.NotFound:
 		return Verdict{NoSuchService, unknownService(t.Service)}
 	}
-	return Verdict{NoAnswer, "the health check was answered with " + end.String()}
+	return Verdict{NoAnswer, "the health check was answered with " + status.String()}
 }
 
 // unimplemented is the verdict on a server without the health service, which gRFC A17 wants to be taken as healthy.
-func (g *GRPC) unimplemented(t *Target, end ending) Verdict {
+func (g *GRPC) unimplemented(t *Target, status rpc.Status) Verdict {
 	if g.Unimplemented == UnimplementedUnhealthy {
-		return Verdict{NotServing, "the server has no health service: " + end.String()}
+		return Verdict{NotServing, "the server has no health service: " + status.String()}
 	}
-	t.noService(end.String())
+	t.noService(status.String())
 	return Verdict{Answer: Assumed}
 }
 
@@ -197,33 +204,33 @@ func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error
 	first, cancel := context.WithTimeoutCause(ctx, t.Timeout, fmt.Errorf("no answer to the health watch within %v", t.Timeout))
 	defer cancel()
 	wait := first
-	r, err := g.call(wait, t, "/grpc.health.v1.Health/Watch", false)
+	c, err := g.call(wait, t, "/grpc.health.v1.Health/Watch", 0)
 	if err != nil {
 		return lostBy(err)
 	}
-	defer r.close()
+	defer c.Close()
 	for {
-		msg, err := r.next(wait)
+		msg, err := c.Next(wait)
+		if errors.Is(err, io.EOF) {
+			break
+		}
 		if err != nil {
 			return lostBy(err)
-		}
-		if msg == nil {
-			break
 		}
 		report(verdictOf(msg))
 		wait = ctx
 	}
-	end, err := r.end(ctx)
+	status, err := c.Status()
 	if err != nil {
 		return lostBy(err)
 	}
-	if end.code == grpcwire.Unimplemented {
+	if status.Code == grpcwire.Unimplemented {
 		if g.Mode == ModeWatch {
-			report(g.unimplemented(t, end))
+			report(g.unimplemented(t, status))
 		}
 		return ErrCannotWatch
 	}
-	return errors.New("the server ended it with " + end.String())
+	return errors.New("the server ended it with " + status.String())
 }
 
 var (

@@ -375,11 +375,11 @@ func TestBusyEndpoint(t *testing.T) {
 	t.Cleanup(func() { _ = end.Destruct() })
 	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: end.State}
 	call := &Target{Endpoint: info, Address: addrs[0], Timeout: 10 * time.Second, conns: &connections{calls: end}}
-	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", false) // holds the only stream
+	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", 0) // holds the only stream
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer watch.close()
+	defer watch.Close()
 	defer a.Attend(info, end)()
 	eventually(t, "healthy", end.State.Usable)
 	for range 5 {

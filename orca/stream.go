@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
-	"strconv"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/rpc"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
 
@@ -42,7 +41,7 @@ const (
 
 var randFloat = rand.Float64
 
-// lookAround is how often it is looked whether the connection is still in use, while nothing comes.
+// lookAround is how often it is looked whether there is a connection again.
 const lookAround = time.Second
 
 var errUnimplemented = errors.New("the server does not have the service xds.service.orca.v3.OpenRcaService")
@@ -86,7 +85,11 @@ func (s *Stream) Run(ctx context.Context) {
 
 // waitForNext waits until the endpoint has another connection than this one.
 func (s *Stream) waitForNext(ctx context.Context, conn *h2.Conn) {
-	for ctx.Err() == nil && (!conn.Draining() || s.Endpoint.Conns() == 0) {
+	select {
+	case <-conn.Leaving():
+	case <-ctx.Done():
+	}
+	for ctx.Err() == nil && s.Endpoint.Conns() == 0 { // it is not for us to dial
 		sleep(ctx, lookAround)
 	}
 }
@@ -108,143 +111,57 @@ func (w waiter) Wait() (<-chan struct{}, time.Time) { return w.ctx.Done(), time.
 
 const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 
-// once asks once and hands on what comes until the stream ends.
+// once asks once and hands on what comes until the stream ends. gRFC A51: "when the backend sends a GOAWAY, the client will
+// cancel the StreamCoreMetrics call"; a server that closes in good order waits for that.
 func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ error) {
-	fields := []h2.Field{
-		{Name: ":method", Value: http.MethodPost},
-		{Name: ":scheme", Value: s.Endpoint.Scheme()},
-		{Name: ":path", Value: path},
-		{Name: ":authority", Value: s.Authority},
-		{Name: "te", Value: "trailers"},
-		{Name: "content-type", Value: "application/grpc"},
-		{Name: "user-agent", Value: "caddy-grpc-proxy-orca"},
+	c, err := rpc.Begin(func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+		stream, err := s.Endpoint.Open(waiter{ctx}, fields, false, recv) //nolint:contextcheck // the waiter carries it
+		if err != nil {
+			return nil, err
+		}
+		return stream, nil
+	}, &rpc.Request{
+		Scheme: s.Endpoint.Scheme(), Authority: s.Authority, Path: path, UserAgent: "caddy-grpc-proxy-orca",
+		Message: request(s.Interval), MaxAnswer: maxReport,
+	})
+	if err != nil {
+		return nil, false, err
 	}
-	recv := h2.NewBlocking()
-	stream, terr := s.Endpoint.Open(waiter{ctx}, fields, false, recv) //nolint:contextcheck // the waiter carries it
-	if terr != nil {
-		return nil, false, terr
-	}
-	conn = stream.Conn()
-	defer func() {
-		if !stream.Closed() {
-			stream.Reset(h2.Cancel)
-			conn.Flush()
+	defer c.Close()
+	conn = c.Conn()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-conn.Leaving():
+			cancel(errConnection)
+		case <-ctx.Done():
 		}
 	}()
-	if herr := stream.Write(request(s.Interval), true); herr != nil {
-		return conn, false, herr
-	}
-	conn.Flush()
-
-	r := reader{recv: recv, conn: conn}
-	if err := r.begin(ctx); err != nil {
-		return conn, false, err
-	}
 	for {
-		report, err := r.next(ctx)
-		if errors.Is(err, io.EOF) {
-			return conn, reported, r.status()
-		}
+		report, err := c.Next(ctx)
 		if err != nil {
-			return conn, reported, err
+			return conn, reported, ending(c, err)
 		}
 		reported = true
 		s.Receive(report)
 	}
 }
 
-// reader takes messages from a stream.
-type reader struct {
-	recv *h2.Blocking
-	conn *h2.Conn
-	head []h2.Field
-	buf  []byte // what was read
-	used int    // how much of it was handed out
-}
-
-// begin waits for the head of the answer. It fails with its status if that is all there is.
-func (r *reader) begin(ctx context.Context) error {
-	err := r.wait(ctx, func(ctx context.Context) (err error) {
-		r.head, err = r.recv.WaitHead(ctx)
+// ending says why there are no more reports.
+func ending(c *rpc.Call, err error) error {
+	if answer := new(rpc.NotGRPCError); errors.As(err, &answer) && answer.Code() == grpcwire.Unimplemented {
+		return errUnimplemented
+	}
+	if !errors.Is(err, io.EOF) {
 		return err
-	})
+	}
+	status, err := c.Status()
 	switch {
 	case err != nil:
 		return err
-	case value(r.head, "grpc-status") != "":
-		return r.status()
-	case value(r.head, ":status") != "200" || grpcwire.ContentKind(value(r.head, "content-type")) != grpcwire.GRPC:
-		status, _ := strconv.Atoi(value(r.head, ":status"))
-		if grpcwire.FromHTTPStatus(status) == grpcwire.Unimplemented {
-			return errUnimplemented
-		}
-		return fmt.Errorf("the answer is not gRPC: HTTP status %s, content-type %q", value(r.head, ":status"), value(r.head, "content-type"))
-	}
-	return nil
-}
-
-// next returns the next message, which is there until it is called again; io.EOF at the end.
-func (r *reader) next(ctx context.Context) ([]byte, error) {
-	r.buf = append(r.buf[:0], r.buf[r.used:]...)
-	r.used = 0
-	for {
-		msg, n, err := message(r.buf)
-		if err != nil || n > 0 {
-			r.used = n
-			return msg, err
-		}
-		var p [512]byte
-		err = r.wait(ctx, func(ctx context.Context) error {
-			n, err := r.recv.ReadContext(ctx, p[:])
-			r.buf = append(r.buf, p[:n]...)
-			return err
-		})
-		if errors.Is(err, io.EOF) && len(r.buf) > 0 {
-			return nil, errors.New("the stream ends inside a message")
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-}
-
-// wait runs f, which waits, again and again, and ends when the connection goes out of use. gRFC A51: "when the backend
-// sends a GOAWAY, the client will cancel the StreamCoreMetrics call"; a server that closes in good order waits for that.
-func (r *reader) wait(ctx context.Context, f func(context.Context) error) error {
-	for {
-		if r.conn.Draining() {
-			return errConnection
-		}
-		short, cancel := context.WithTimeout(ctx, lookAround)
-		err := f(short)
-		cancel()
-		if err == nil || !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
-// status is how the stream ended.
-func (r *reader) status() error {
-	fields := r.recv.Trailers()
-	if fields == nil {
-		fields = r.head
-	}
-	code, ok := grpcwire.ParseStatus(value(fields, "grpc-status"))
-	switch {
-	case !ok:
-		return errors.New("the stream ended without a status")
-	case code == grpcwire.Unimplemented:
+	case status.Code == grpcwire.Unimplemented:
 		return errUnimplemented
 	}
-	return fmt.Errorf("the server ended the stream with status %v %q", code, grpcwire.DecodeMessage(value(fields, "grpc-message")))
-}
-
-func value(fields []h2.Field, name string) string {
-	for _, f := range fields {
-		if f.Name == name {
-			return f.Value
-		}
-	}
-	return ""
+	return fmt.Errorf("the server ended the stream with %v", status)
 }
