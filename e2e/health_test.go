@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -215,29 +214,6 @@ func TestOutlierInTrailers(t *testing.T) {
 		}
 		return state.Status().Condition == upstream.ConditionHealthy
 	})
-}
-
-// TestFrozen: an upstream that stops answering is taken out by the check within interval and timeout; calls on it run into
-// their own deadlines, no others fail.
-func TestFrozen(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
-	wiretest.CheckLeaks(t)
-	good := backendtest.Start(t, backendtest.Options{Name: "good"})
-	gate, frozen := freezable(t, good.Addr())
-	p := proxytest.Start(t, proxytest.Options{Site: fmt.Sprintf("grpc_proxy %s %s {\n\tlb_policy round_robin\n\thealth_mode check\n\thealth_interval 300ms\n\thealth_timeout 300ms\n\thealth_fails 1\n}", good.Addr(), gate)})
-	c := client(t, p.H2C)
-	spread(t, c, 20, 2, good)
-	frozen.Store(true)
-	begin := time.Now()
-	state := stateOf(t, gate)
-	eventually(t, "the frozen one is out", func() bool { return !state.Usable() })
-	t.Logf("out after %v", time.Since(begin).Round(time.Millisecond))
-	spread(t, c, 50, 4, good)
-	frozen.Store(false)
-	eventually(t, "it is back", state.Usable)
-	spread(t, c, 50, 4, good)
 }
 
 // freezable is a way to the address over which nothing goes while it is frozen, as when a process is stopped: connections

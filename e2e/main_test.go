@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"testing"
@@ -13,11 +15,15 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 )
 
 // caddyEnv makes the test binary a Caddy with the plugin: tests of exits need a process of their own.
 const caddyEnv = "GRPC_PROXY_TEST_RUN_CADDY"
+
+// backendEnv makes it a backend at the address that it names: tests that kill and freeze need one, too.
+const backendEnv = "GRPC_PROXY_TEST_BACKEND"
 
 const timeout = 5 * time.Second
 
@@ -26,7 +32,23 @@ func TestMain(m *testing.M) {
 		caddycmd.Main()
 		return
 	}
+	if addr := os.Getenv(backendEnv); addr != "" {
+		serveBackend(addr)
+		return
+	}
 	proxytest.Main(m)
+}
+
+// serveBackend runs a backend until the input ends, and prints its address when it takes calls.
+func serveBackend(addr string) {
+	b, err := backendtest.New(backendtest.Options{Addr: addr, Delay: time.Millisecond})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(b.Addr())
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	b.Stop()
 }
 
 // dial connects a grpc-go client to the address; plaintext without credentials.
