@@ -71,6 +71,9 @@ func cmdProxy(fl caddycmd.Flags) (int, error) {
 
 // commandConfig builds the configuration that the flags stand for.
 func commandConfig(fl caddycmd.Flags) (*caddy.Config, error) {
+	if fl.NArg() > 0 {
+		return nil, fmt.Errorf("unknown argument %q: the command takes flags only; for several upstreams, repeat --to or separate them by commas", fl.Arg(0))
+	}
 	from, err := commandFrom(fl.String("from"))
 	if err != nil {
 		return nil, err
@@ -127,11 +130,17 @@ func commandFrom(from string) (httpcaddyfile.Address, error) {
 	if addr.Path != "" {
 		return addr, fmt.Errorf("--from %s: paths are not allowed", from)
 	}
-	if addr.Scheme == "" {
+	switch addr.Scheme = strings.ToLower(addr.Scheme); addr.Scheme {
+	case "http", "https":
+	case "h2c":
+		addr.Scheme = "http"
+	case "":
 		addr.Scheme = "https"
 		if addr.Port == httpPort || addr.Host == "" {
 			addr.Scheme = "http"
 		}
+	default:
+		return addr, fmt.Errorf("--from %s: unsupported scheme %s://; use http:// or h2c:// (plaintext), https:// (TLS), or none", from, addr.Scheme)
 	}
 	if addr.Port == "" {
 		addr.Port = httpsPort

@@ -30,6 +30,8 @@ func TestCommandConfig(t *testing.T) {
 			`"listen":[":8080"]`, `"dial":"localhost:1"`, `"dial":"localhost:2"`, `"policy":"least_request"`, `"protocols":["h1","h2c"]`, `"automatic_https":{"disable":true}`,
 		}},
 		{"--from :8080 --to localhost:1 --policy round_robin", []string{`"listen":[":8080"]`, `"policy":"round_robin"`}},
+		{"--from h2c://:8080 --to localhost:1", []string{`"listen":[":8080"]`, `"protocols":["h1","h2c"]`, `"automatic_https":{"disable":true}`}},
+		{"--from HTTP://:8080 --to localhost:1", []string{`"listen":[":8080"]`, `"protocols":["h1","h2c"]`, `"automatic_https":{"disable":true}`}},
 		{"--from a.test --to https://b:1 --insecure --internal-certs --disable-redirects --access-log --debug", []string{
 			`"listen":[":443"]`, `"host":["a.test"]`, `"insecure_skip_verify":true`, `"module":"internal"`, `"disable_redirects":true`, `"logs":{}`, `"level":"DEBUG"`,
 		}},
@@ -65,6 +67,8 @@ func TestCommandErrors(t *testing.T) {
 		"--to a:1 --header-up nope":     `--header-up "nope" is not of the form`,
 		"--to a:1 --header-down nope":   `--header-down "nope"`,
 		"--to a:1 --from http://a/path": "paths are not allowed",
+		"--to a:1 --from ftp://:8080":   "unsupported scheme ftp://; use http:// or h2c:// (plaintext), https:// (TLS), or none",
+		"--to a:1 b:2":                  `unknown argument "b:2": the command takes flags only; for several upstreams, repeat --to`,
 	} {
 		_, err := commandConfig(flags(t, strings.Fields(args)...))
 		if err == nil || !strings.Contains(err.Error(), want) {
