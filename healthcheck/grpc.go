@@ -200,15 +200,20 @@ func (g *GRPC) WatchMode() WatchMode {
 // Watch implements [Watcher].
 func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error {
 	// The first message comes at once or the server hangs: "The server will immediately send back a message
-	// indicating the current serving status" (grpc/health/v1/health.proto). The stream itself has no end.
-	first, cancel := context.WithTimeoutCause(ctx, t.Timeout, fmt.Errorf("no answer to the health watch within %v", t.Timeout))
+	// indicating the current serving status" (grpc/health/v1/health.proto). The stream itself ends with its connection's
+	// service only.
+	timeout := fmt.Errorf("no answer to the health watch within %v", t.Timeout)
+	begin, cancel := context.WithTimeoutCause(ctx, t.Timeout, timeout)
 	defer cancel()
-	wait := first
-	c, err := g.call(wait, t, "/grpc.health.v1.Health/Watch", 0)
+	c, err := g.call(begin, t, "/grpc.health.v1.Health/Watch", 0)
 	if err != nil {
 		return lostBy(err)
 	}
 	defer c.Close()
+	ctx, cancel = c.WhileServing(ctx)
+	defer cancel()
+	wait, cancel := context.WithTimeoutCause(ctx, t.Timeout, timeout)
+	defer cancel()
 	for {
 		msg, err := c.Next(wait)
 		if errors.Is(err, io.EOF) {

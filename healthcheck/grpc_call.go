@@ -116,7 +116,7 @@ func unknownService(name string) string {
 // lostBy marks an error that ended the connection and not the stream alone.
 func lostBy(err error) error {
 	var he *h2.Error
-	if errors.As(err, &he) && (he.Connection || he.Kind == h2.KindGoAway || he.Kind == h2.KindConnLost || he.Kind == h2.KindTimeout || he.Kind == h2.KindLocal) {
+	if errors.Is(err, rpc.ErrLeaving) || errors.As(err, &he) && (he.Connection || he.Kind == h2.KindGoAway || he.Kind == h2.KindConnLost || he.Kind == h2.KindTimeout || he.Kind == h2.KindLocal) {
 		return fmt.Errorf("%w: %w", ErrConnectionLost, err)
 	}
 	return err

@@ -72,6 +72,31 @@ func TestWatchServerRestarts(t *testing.T) {
 	}
 }
 
+// A server that stops in good order waits for its streams: the watch is none to wait for. Its successor on the same port is
+// watched at once, and what the old one said of itself last does not stick to it.
+func TestWatchServerLeaves(t *testing.T) {
+	for _, mode := range []string{ModeAuto, ModeWatch} {
+		t.Run(mode, func(t *testing.T) {
+			wiretest.CheckLeaks(t)
+			b := backendtest.Start(t, backendtest.Options{})
+			// Were it not for the watch, nothing would be known for an hour.
+			a := active(t, &Active{Interval: hour, Timeout: 5 * testSecond, UnhealthyInterval: hour, UnhealthyEdgeInterval: hour}, &GRPC{Mode: mode})
+			s := attend(t, a, b.Addr()).State
+			eventually(t, "healthy", s.Usable)
+			eventually(t, "watched", func() bool { return b.Calls()["/grpc.health.v1.Health/Watch"] == 1 })
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			b.GracefulStop(ctx)
+			if ctx.Err() != nil {
+				t.Error("the server waited for the watch in vain")
+			}
+			eventually(t, "unhealthy", func() bool { return s.Has(upstream.Unhealthy) })
+			backendtest.Start(t, backendtest.Options{Addr: b.Addr()})
+			eventually(t, "healthy again", s.Usable)
+		})
+	}
+}
+
 // A connection that is lost is no reason to think ill of an endpoint that can be reached by another.
 func TestWatchConnectionLost(t *testing.T) {
 	b := backendtest.Start(t, backendtest.Options{})

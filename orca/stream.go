@@ -46,9 +46,6 @@ const lookAround = time.Second
 
 var errUnimplemented = errors.New("the server does not have the service xds.service.orca.v3.OpenRcaService")
 
-// errConnection: the connection goes out of use, and the next one is to be asked.
-var errConnection = errors.New("the connection is being closed")
-
 // Run asks until the context ends, on one connection after the other.
 //
 // gRFC A51: "the backend will terminate the call with status UNIMPLEMENTED, in which case the client must not retry the
@@ -74,7 +71,7 @@ func (s *Stream) Run(ctx context.Context) {
 			log.Error("no load reports", zap.Error(err))
 			s.waitForNext(ctx, conn)
 			continue
-		case errors.Is(err, errConnection) && reported:
+		case errors.Is(err, rpc.ErrLeaving) && reported: // the next connection is to be asked
 			continue
 		}
 		log.Debug("stream of load reports ended", zap.Error(err), zap.Duration("next_in", wait))
@@ -129,15 +126,8 @@ func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ erro
 	}
 	defer c.Close()
 	conn = c.Conn()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-conn.Leaving():
-			cancel(errConnection)
-		case <-ctx.Done():
-		}
-	}()
+	ctx, cancel := c.WhileServing(ctx)
+	defer cancel()
 	for {
 		report, err := c.Next(ctx)
 		if err != nil {

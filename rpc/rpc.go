@@ -86,6 +86,25 @@ func frame(msg []byte) []byte {
 // Conn is the connection that the call is on.
 func (c *Call) Conn() *h2.Conn { return c.stream.Conn() }
 
+// ErrLeaving: the call's connection takes no more streams.
+var ErrLeaving = errors.New("the connection is being closed")
+
+// WhileServing returns a context that ends, with ErrLeaving as its cause, when the call's connection takes no more streams.
+// A long call should end then: a server that closes in good order waits for it, and it is the next connection that leads
+// to where calls go from now on.
+func (c *Call) WhileServing(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	leaving := c.Conn().Leaving()
+	go func() {
+		select {
+		case <-leaving:
+			cancel(ErrLeaving)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
 // Close abandons the call, if it is not over.
 func (c *Call) Close() {
 	if !c.stream.Closed() {
