@@ -24,6 +24,7 @@ type memory struct {
 	status status
 	why    string
 	due    time.Time
+	begun  uint32         // calls on the endpoint when it was asked last
 	known  upstream.Known // the service
 }
 
@@ -44,6 +45,7 @@ type checker struct {
 	passes  int
 	fails   int
 	edge    bool   // the status has just changed
+	begun   uint32 // as in memory
 	pushes  uint64 // counts what the endpoint has told unasked
 	stopped bool
 	timer   *time.Timer
@@ -74,7 +76,7 @@ func (c *checker) start() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mem.mu.Lock()
-	c.status = c.mem.status
+	c.status, c.begun = c.mem.status, c.mem.begun
 	why, due := c.mem.why, c.mem.due
 	c.mem.mu.Unlock()
 	if c.status == connecting && a.Initial == InitialHealthy {
@@ -176,7 +178,7 @@ func (c *checker) run() {
 	if !c.stopped {
 		wait := c.nextLocked()
 		c.mem.mu.Lock()
-		c.mem.due = time.Now().Add(wait)
+		c.mem.due, c.mem.begun = time.Now().Add(wait), c.begun
 		c.mem.mu.Unlock()
 		c.timer.Reset(wait)
 	}
@@ -290,7 +292,9 @@ func (c *checker) nextLocked() time.Duration {
 	edge := c.edge
 	c.edge = false
 	var d time.Duration
-	touched := c.g.state.Touched()
+	begun := c.g.state.Begun()
+	touched := begun != c.begun || c.g.state.Active() > 0
+	c.begun = begun
 	switch {
 	case c.status == unhealthy && edge:
 		d = time.Duration(a.UnhealthyEdgeInterval)

@@ -10,10 +10,9 @@ import (
 // State is the live state of one endpoint, shared by all that use it. All methods may be called concurrently. The
 // zero value is a usable endpoint without calls.
 type State struct {
-	active  atomic.Int64
-	limit   atomic.Int64 // of active, see SetLimit
+	calls   calls
+	limit   atomic.Int64 // of calls in flight, see SetLimit
 	reasons atomic.Uint32
-	touched atomic.Bool
 
 	connected atomic.Int64 // Unix nanoseconds
 	usable    atomic.Int64 // since when, in Unix nanoseconds
@@ -31,7 +30,7 @@ type State struct {
 }
 
 // Active is the number of calls in flight on the endpoint.
-func (s *State) Active() int64 { return s.active.Load() }
+func (s *State) Active() int64 { return s.calls.active() }
 
 // Usable tells whether new calls may go to the endpoint. Pickers ask it for each candidate.
 func (s *State) Usable() bool { return s.reasons.Load()&uint32(unusable) == 0 }

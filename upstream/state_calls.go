@@ -1,6 +1,9 @@
 package upstream
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // TryBegin counts one more call in flight, like Begin, unless the endpoint is on probation and serves its one call
 // already: pickers that asked at the same time may have seen it free, and all but one of them have to ask again. trial
@@ -28,12 +31,21 @@ func (s *State) EndTrial() { s.reasons.And(^uint32(OnTrial)) }
 // TrialSince is when the last call on trial began.
 func (s *State) TrialSince() time.Time { return fromNano(s.trial.Load()) }
 
+// calls counts, in one word, the calls in flight (its lower half) and those that ever began (the upper half, which overflows).
+type calls struct{ v atomic.Uint64 }
+
+const oneBegun = 1 << 32
+
+func (c *calls) begin() (active int64) { return inFlight(c.v.Add(oneBegun + 1)) }
+func (c *calls) end() (active int64)   { return inFlight(c.v.Add(^uint64(0))) }
+func (c *calls) active() int64         { return inFlight(c.v.Load()) }
+func (c *calls) begun() uint32         { return uint32(c.v.Load() / oneBegun) }
+
+func inFlight(v uint64) int64 { return int64(int32(v)) } //nolint:gosec // the lower half is meant
+
 // Begin counts one more call in flight.
 func (s *State) Begin() {
-	n := s.active.Add(1)
-	if !s.touched.Load() {
-		s.touched.Store(true)
-	}
+	n := s.calls.begin()
 	if l := s.limit.Load(); l != 0 && n >= l {
 		s.fill()
 	}
@@ -41,7 +53,7 @@ func (s *State) Begin() {
 
 // End is Begin's counterpart; a call ends once, at its very end.
 func (s *State) End() {
-	n := s.active.Add(-1)
+	n := s.calls.end()
 	if l := s.limit.Load(); l != 0 && n < l {
 		s.fill()
 	}
@@ -72,11 +84,11 @@ func (s *State) fill() {
 
 func (s *State) isFull() bool {
 	l := s.limit.Load()
-	return l != 0 && s.active.Load() >= l
+	return l != 0 && s.Active() >= l
 }
 
-// Touched tells whether calls have run on the endpoint since it was last asked.
-func (s *State) Touched() bool { return s.touched.Swap(false) || s.Active() > 0 }
+// Begun is how many calls have ever begun. It overflows: that it has changed says that calls have come.
+func (s *State) Begun() uint32 { return s.calls.begun() }
 
 // Recorder is what InitRecorder made, nil before.
 func (s *State) Recorder() any {

@@ -227,20 +227,35 @@ func TestServices(t *testing.T) {
 	}
 }
 
-func TestTouched(t *testing.T) {
+func TestBegun(t *testing.T) {
 	var s State
-	if s.Touched() {
-		t.Error("touched without a call")
+	for n := range uint32(3) {
+		if got := s.Begun(); got != n {
+			t.Errorf("%d calls have begun, not %d", got, n)
+		}
+		s.Begin()
+		if n > 0 {
+			s.End()
+		}
+	}
+	if s.Begun() != 3 || s.Active() != 1 {
+		t.Errorf("begun %d, in flight %d", s.Begun(), s.Active())
+	}
+	// More calls than can be counted, and ends without a beginning, do not get from one half of the word into the other.
+	s.calls.v.Store(1<<64 - 1<<32 + 5)
+	s.Begin()
+	if s.Begun() != 0 || s.Active() != 6 {
+		t.Errorf("after the overflow: begun %d, in flight %d", s.Begun(), s.Active())
+	}
+	for range 7 {
+		s.End()
+	}
+	if s.Active() != -1 {
+		t.Errorf("in flight %d", s.Active())
 	}
 	s.Begin()
-	s.End()
-	if !s.Touched() || s.Touched() {
-		t.Error("a call is not noticed once")
-	}
-	s.Begin()
-	s.Touched()
-	if !s.Touched() {
-		t.Error("a call that runs is not noticed")
+	if s.Active() != 0 {
+		t.Errorf("in flight %d", s.Active())
 	}
 }
 
