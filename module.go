@@ -127,7 +127,7 @@ type Handler struct {
 type Upstream struct {
 	// Where to dial: `host:port`, `:port` (this machine), `host:from-to` (a range of ports), `unix//path/to/socket`, or a
 	// gRPC target, `dns:///name:port` (each of the name's addresses is an upstream of its own, looked up again and again).
-	// Global placeholders such as `{env.BACKEND}` are resolved when the configuration is loaded.
+	// Global placeholders such as `{env.BACKEND}` are resolved when the configuration is loaded, and must have a value.
 	Dial string `json:"dial,omitempty"`
 
 	// The upstream's share of the RPCs relative to the others', 1 to 65535, for policies that weigh. Default: `1`.

@@ -79,7 +79,8 @@ type Transport struct {
 
 // Resolver names DNS servers.
 type Resolver struct {
-	// `host:port` of each; the port defaults to 53. One is chosen at random for each look-up.
+	// `host:port` of each; the port defaults to 53. Placeholders are resolved when the configuration is loaded. One is
+	// chosen at random for each look-up.
 	Addresses []string `json:"addresses,omitempty"`
 }
 
@@ -245,8 +246,12 @@ func (r *Resolver) resolver() (*net.Resolver, error) {
 	}
 	addrs := make([]string, len(r.Addresses))
 	for i, a := range r.Addresses {
-		na, err := caddy.ParseNetworkAddressWithDefaults(a, "udp", 53)
-		if err != nil || na.PortRangeSize() != 1 || na.Host == "" {
+		resolved, err := upstream.Resolve(a)
+		if err != nil {
+			return nil, fmt.Errorf("resolver address %w", err)
+		}
+		na, err := caddy.ParseNetworkAddressWithDefaults(resolved, "udp", 53)
+		if err != nil || na.PortRangeSize() != 1 || na.Host == "" || hasPlaceholder(na.Host) {
 			return nil, fmt.Errorf("resolver address %q is not host:port of one DNS server", a)
 		}
 		addrs[i] = na.JoinHostPort(0)

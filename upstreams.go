@@ -133,7 +133,6 @@ func (h *Handler) sources(ctx caddy.Context) ([]cluster.Source, error) {
 
 // staticEndpoints resolves and expands the configured upstreams. They share one scheme. Targets become sources.
 func (h *Handler) staticEndpoints(ctx caddy.Context) ([]upstream.Endpoint, []cluster.Source, upstream.Scheme, error) {
-	repl := caddy.NewReplacer()
 	var (
 		out     []upstream.Endpoint
 		targets []cluster.Source
@@ -147,8 +146,11 @@ func (h *Handler) staticEndpoints(ctx caddy.Context) ([]upstream.Endpoint, []clu
 		if err := u.check(); err != nil {
 			return nil, nil, "", fmt.Errorf("upstreams[%d] (%s): %w", i, u.Dial, err)
 		}
+		dial, err := upstream.Resolve(u.Dial)
+		if err != nil {
+			return nil, nil, "", fmt.Errorf("upstream address %w", err)
+		}
 		var (
-			dial  = repl.ReplaceKnown(u.Dial, "")
 			addrs []upstream.Address
 			s     upstream.Scheme
 		)
@@ -158,11 +160,8 @@ func (h *Handler) staticEndpoints(ctx caddy.Context) ([]upstream.Endpoint, []clu
 				return nil, nil, "", err
 			}
 			targets = append(targets, t)
-		} else {
-			var err error
-			if addrs, s, err = upstream.Parse(dial); err != nil {
-				return nil, nil, "", err
-			}
+		} else if addrs, s, err = upstream.Parse(dial); err != nil {
+			return nil, nil, "", err
 		}
 		if i == 0 {
 			scheme, first = s, u.Dial

@@ -93,7 +93,9 @@ func (a *A) Provision(ctx caddy.Context) (err error) {
 	if a.name, err = dnsName("name", strings.Trim(a.Name, "[]")); err != nil {
 		return err
 	}
-	a.port = caddy.NewReplacer().ReplaceKnown(a.Port, "")
+	if a.port, err = upstream.Resolve(a.Port); err != nil {
+		return fmt.Errorf("port %w", err)
+	}
 	switch n, err := strconv.ParseUint(a.port, 10, 16); {
 	case a.port == "":
 		return fmt.Errorf("port is missing; write the endpoints' port behind the name: %s 50051, say", a.name)

@@ -68,8 +68,10 @@ func (f *File) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // Provision implements caddy.Provisioner.
-func (f *File) Provision(caddy.Context) error {
-	f.path = caddy.NewReplacer().ReplaceKnown(f.Path, "")
+func (f *File) Provision(caddy.Context) (err error) {
+	if f.path, err = upstream.Resolve(f.Path); err != nil {
+		return fmt.Errorf("path %w", err)
+	}
 	if f.path == "" {
 		return errors.New("path is missing; write the path of the file with the list of endpoints")
 	}

@@ -201,12 +201,15 @@ func (h *HTTP) makeRequest() (*http.Request, error) {
 	if h.URL == "" {
 		return nil, errors.New("url is missing; write the URL of the list of endpoints, such as https://example.com/endpoints.json")
 	}
-	repl := caddy.NewReplacer()
-	raw := repl.ReplaceKnown(h.URL, "")
+	raw, err := upstream.Resolve(h.URL)
+	if err != nil {
+		return nil, fmt.Errorf("url %w", err)
+	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(u.Host, "{}") {
 		return nil, fmt.Errorf("url %q is none that can be asked; write http://host/path or https://host/path", h.URL)
 	}
+	repl := caddy.NewReplacer()
 	request := &http.Request{Method: http.MethodGet, URL: u, Host: u.Host, Header: make(http.Header)}
 	request.Header.Set("Accept", "application/json")
 	for name, values := range h.Headers {

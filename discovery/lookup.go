@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 const (
@@ -45,7 +47,7 @@ type DNS struct {
 type Resolver struct {
 	// `host:port` of each; the port defaults to 53. They are asked by UDP, and by TCP where an answer is too large for
 	// that; `tcp/host:port` is asked by TCP alone. Each look-up begins with one at random, and goes on to the others
-	// while they do not answer.
+	// while they do not answer. Placeholders are resolved when the configuration is loaded.
 	Addresses []string `json:"addresses,omitempty"`
 }
 
@@ -88,11 +90,14 @@ func (d *DNS) provision() error {
 	if len(d.Resolver.Addresses) == 0 {
 		return errors.New("resolver.addresses is empty; list the DNS servers, such as 10.0.0.2:53, or leave resolver out")
 	}
-	repl := caddy.NewReplacer()
 	for _, addr := range d.Resolver.Addresses {
-		na, err := caddy.ParseNetworkAddressWithDefaults(repl.ReplaceKnown(addr, ""), "udp", 53)
+		resolved, err := upstream.Resolve(addr)
+		if err != nil {
+			return fmt.Errorf("resolver address %w", err)
+		}
+		na, err := caddy.ParseNetworkAddressWithDefaults(resolved, "udp", 53)
 		network := strings.TrimRight(na.Network, "46")
-		if err != nil || na.PortRangeSize() != 1 || na.Host == "" || network != "udp" && network != "tcp" {
+		if err != nil || na.PortRangeSize() != 1 || na.Host == "" || strings.ContainsAny(na.Host, "{}") || network != "udp" && network != "tcp" {
 			return fmt.Errorf("resolver address %q is not that of a DNS server; write host:port or tcp/host:port", addr)
 		}
 		r.own = append(r.own, dnsServer{network, na.JoinHostPort(0)})
@@ -158,8 +163,10 @@ func (w words) dnsWord(d *DNS) (known bool, err error) {
 
 // dnsName resolves placeholders in a name and checks it.
 func dnsName(field, name string) (string, error) {
-	name = caddy.NewReplacer().ReplaceKnown(name, "")
+	name, err := upstream.Resolve(name)
 	switch {
+	case err != nil:
+		return "", fmt.Errorf("%s %w", field, err)
 	case name == "":
 		return "", fmt.Errorf("%s is missing; write the name to look up, such as backend.example.com", field)
 	case strings.ContainsAny(name, "{}"):

@@ -123,13 +123,14 @@ func (s *Static) Provision(caddy.Context) error {
 	if len(s.Endpoints) == 0 {
 		return errors.New("endpoints is empty; list at least one address")
 	}
-	repl := caddy.NewReplacer()
 	entries := make([]Entry, len(s.Endpoints))
+	var err error
 	for i, e := range s.Endpoints {
-		e.Address = repl.ReplaceKnown(e.Address, "")
+		if e.Address, err = upstream.Resolve(e.Address); err != nil {
+			return fmt.Errorf("endpoints[%d]: address %w", i, err)
+		}
 		entries[i] = e
 	}
-	var err error
 	s.list, err = endpointsOf(entries, "static", func(i int) string { return fmt.Sprintf("endpoints[%d]", i) })
 	return err
 }

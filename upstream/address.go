@@ -52,6 +52,16 @@ func (a Address) Host() string {
 	return h
 }
 
+// Resolve puts in the values of the placeholders that are known when the configuration is loaded, such as {env.*}. One
+// without a value is an error: {env.HOST}:50051 would become :50051, which is this machine.
+func Resolve(s string) (string, error) {
+	out, err := caddy.NewReplacer().ReplaceOrErr(s, true, false)
+	if err != nil {
+		return "", fmt.Errorf("%q: %w; give it a value", s, err)
+	}
+	return out, nil
+}
+
 // Parse reads an upstream address as a user writes it:
 //
 //	host:port   :port   host:8000-8003   [::1]:port   unix//run/app.sock   unix+h2c//run/app.sock
