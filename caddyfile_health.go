@@ -283,10 +283,13 @@ func (p *parser) unhealthyStatus() error {
 		return p.ArgErr()
 	}
 	for _, arg := range args {
-		if _, err := grpcwire.ParseCode(arg); err != nil {
+		switch c, err := grpcwire.ParseCode(arg); {
+		case err != nil:
 			return p.Errf("unhealthy_status: %q is no gRPC status; write UNAVAILABLE or INTERNAL, say (HTTP's statuses are 200 in gRPC, whatever happens)", arg)
+		case c == grpcwire.OK:
+			return p.Errf("unhealthy_status: %s is no failure; write UNAVAILABLE or INTERNAL, say", arg)
 		}
-		p.passive().FailureCodes = append(p.passive().FailureCodes, arg)
+		p.passive().FailureCodes = append(p.passive().FailureCodes, grpcwire.CodeText(arg))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
 
@@ -240,6 +242,35 @@ func TestDocsOptions(t *testing.T) {
 		sources[m.ID.Name()] = true
 	}
 	sameKeys(t, "docs/discovery.md, sources", sources, firstColumn(t, "docs/discovery.md", "| Source |"))
+}
+
+// TestDocsHealthJSON: docs/health.md names the JSON keys of every health option, and where they belong.
+func TestDocsHealthJSON(t *testing.T) {
+	page := read(t, "docs/health.md")
+	for place, option := range map[string]any{
+		"health_checks":        healthcheck.Config{},
+		"health_checks.active": healthcheck.Active{},
+		"health_checks.active.check": struct {
+			healthcheck.GRPC
+			healthcheck.HTTP
+		}{},
+		"health_checks.passive":                   healthcheck.Passive{},
+		"health_checks.passive.outlier_detection": healthcheck.OutlierDetection{},
+		"health_checks.slow_start":                healthcheck.SlowStart{},
+	} {
+		if !strings.Contains(page, "`"+place) {
+			t.Errorf("docs/health.md does not name %s", place)
+		}
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(option)) {
+			key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if key == "" {
+				continue
+			}
+			if !strings.Contains(page, "`"+key+"`") && !strings.Contains(page, "`"+place+"."+key) {
+				t.Errorf("docs/health.md does not name %s.%s", place, key)
+			}
+		}
+	}
 }
 
 // TestDocsSyntax: the syntax in docs/grpc_proxy.md is that of the parser's doc comment, word by word, and the README's is a

@@ -44,8 +44,8 @@ func TestGoldenCaddyfile(t *testing.T) {
 	})
 }
 
-// TestGoldenJSON holds the texts with which JSON is refused that no Caddyfile can produce. A file is the JSON of one
-// handler or matcher, ten dashes, and the error's whole text.
+// TestGoldenJSON holds the texts with which JSON is refused that no Caddyfile can produce, and JSON of other forms than the
+// Caddyfile's. A file is the JSON of one handler or matcher, ten dashes, and the error's whole text or the JSON.
 func TestGoldenJSON(t *testing.T) {
 	runGolden(t, "testdata/*.jsontest", func(_ *testing.T, input string) (string, error) {
 		route := `{"handle": [` + input + `]}`

@@ -23,7 +23,7 @@ func init() {
 // an unknown service. Requests that are not gRPC go to the next handler.
 type Respond struct {
 	// The gRPC status code, as a number or a name (`UNAVAILABLE`, `Unavailable`). Placeholders are resolved per call.
-	Code string `json:"code,omitempty"`
+	Code grpcwire.CodeText `json:"code,omitempty"`
 
 	// The status message. Placeholders are resolved per call.
 	Message string `json:"message,omitempty"`
@@ -61,7 +61,7 @@ func (g *Respond) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		g.Message = args[1]
 		fallthrough
 	case 1:
-		g.Code = args[0]
+		g.Code = grpcwire.CodeText(args[0])
 	default:
 		return d.ArgErr()
 	}
@@ -89,10 +89,10 @@ func (g *Respond) Validate() error {
 	if g.Code == "" {
 		return fmt.Errorf("grpc_respond needs a status code, such as UNAVAILABLE")
 	}
-	if hasPlaceholder(g.Code) {
+	if hasPlaceholder(string(g.Code)) {
 		return nil
 	}
-	_, err := grpcwire.ParseCode(g.Code)
+	_, err := grpcwire.ParseCode(string(g.Code))
 	return err
 }
 
@@ -103,7 +103,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	message := repl.ReplaceKnown(g.Message, "")
-	code, err := grpcwire.ParseCode(repl.ReplaceKnown(g.Code, ""))
+	code, err := grpcwire.ParseCode(repl.ReplaceKnown(string(g.Code), ""))
 	if err != nil {
 		code, message = grpcwire.Internal, "grpc_respond: "+err.Error()
 	}

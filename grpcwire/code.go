@@ -11,6 +11,7 @@
 package grpcwire
 
 import (
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -90,4 +91,27 @@ func ParseCode(s string) (Code, error) {
 	}
 	return 0, fmt.Errorf("%q is not a gRPC status code; write a number from 0 to %d or one of %s",
 		s, len(codeNames)-1, strings.Join(codeNames[:], ", "))
+}
+
+// CodeText is a code in a configuration, as [ParseCode] reads it. In JSON it is a text or a number: "UNAVAILABLE", "14", 14.
+type CodeText string
+
+// UnmarshalJSON implements [json.Unmarshaler]. What the text says is left to [ParseCode], which may find placeholders
+// replaced.
+func (c *CodeText) UnmarshalJSON(raw []byte) error {
+	var v any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	switch v := v.(type) {
+	case nil: // by convention, nothing happens
+	case string:
+		*c = CodeText(v)
+	case float64:
+		*c = CodeText(raw)
+	default:
+		_, err := ParseCode(string(raw))
+		return err
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package grpcwire
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,6 +57,22 @@ func TestParseCode(t *testing.T) {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("error %q lacks %q", err, part)
 			}
+		}
+	}
+}
+
+
+func TestCodeTextInJSON(t *testing.T) {
+	var got []CodeText
+	if err := json.Unmarshal([]byte(`["UNAVAILABLE", 14, "14", "{vars.code}"]`), &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := []CodeText{"UNAVAILABLE", "14", "14", "{vars.code}"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, raw := range []string{`[true]`, `[{}]`, `[["OK"]]`} {
+		if err := json.Unmarshal([]byte(raw), &got); err == nil || !strings.Contains(err.Error(), "write a number from 0 to 16") {
+			t.Errorf("%s: error %v, want one that says what to write", raw, err)
 		}
 	}
 }

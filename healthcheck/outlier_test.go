@@ -110,7 +110,7 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tc.name, is, tc.want)
 		}
 	}
-	own := &Passive{FailureCodes: []string{"RESOURCE_EXHAUSTED", "14"}}
+	own := &Passive{FailureCodes: []grpcwire.CodeText{"RESOURCE_EXHAUSTED", "14"}}
 	if err := own.Provision(caddy.Context{}); err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,7 @@ type Passive struct {
 
 	// The gRPC codes that count as failures, by name or number. Default: `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`,
 	// `DATA_LOSS` and `DEADLINE_EXCEEDED`.
-	FailureCodes []string `json:"failure_codes,omitempty"`
+	FailureCodes []grpcwire.CodeText `json:"failure_codes,omitempty"`
 
 	// An RPC whose deadline ran out at the proxy counts as a failure if the upstream had at least so much time for it and
 	// sent nothing. Shorter deadlines say more about the client. Default: off.
@@ -97,12 +97,12 @@ func (p *Passive) Provision(ctx caddy.Context) error {
 		p.counted = 0
 	}
 	for _, name := range p.FailureCodes {
-		c, err := grpcwire.ParseCode(name)
+		c, err := grpcwire.ParseCode(string(name))
 		if err != nil {
 			return fmt.Errorf("passive health: failure_codes: %w", err)
 		}
 		if c == grpcwire.OK {
-			return errors.New("passive health: failure_codes: OK is no failure")
+			return errors.New("passive health: failure_codes: OK is no failure; write UNAVAILABLE or INTERNAL, say")
 		}
 		p.counted |= 1 << c
 	}

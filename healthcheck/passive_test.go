@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -165,8 +166,8 @@ func TestPassiveRefuses(t *testing.T) {
 		{&Passive{MaxFails: -3, FailDuration: 1}, "max_fails is -3"},
 		{&Passive{UnhealthyLatency: 3}, "need fail_duration"},
 		{&Passive{UnhealthyRequestCount: -1}, "unhealthy_request_count"},
-		{&Passive{FailureCodes: []string{"NOPE"}}, `"NOPE" is not a gRPC status code`},
-		{&Passive{FailureCodes: []string{"OK"}}, "OK is no failure"},
+		{&Passive{FailureCodes: []grpcwire.CodeText{"NOPE"}}, `"NOPE" is not a gRPC status code`},
+		{&Passive{FailureCodes: []grpcwire.CodeText{"OK"}}, "OK is no failure"},
 		{&Passive{OutlierDetection: &OutlierDetection{Interval: 1}}, "interval is 1ns"},
 		{&Passive{OutlierDetection: &OutlierDetection{MaxEjectionPercent: 101}}, "max_ejection_percent is 101"},
 		{&Passive{OutlierDetection: &OutlierDetection{FailurePercentage: &FailurePercentage{Threshold: 101}}}, "threshold is 101"},
