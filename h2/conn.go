@@ -220,6 +220,9 @@ func (c *Conn) Draining() bool {
 // Leaving is closed when Draining becomes true.
 func (c *Conn) Leaving() <-chan struct{} { return c.leaving }
 
+// Silence is for how long nothing has come from the peer.
+func (c *Conn) Silence() time.Duration { return time.Duration(c.nano() - c.lastRead.Load()) }
+
 // Available is the number of streams that could be opened now: 0 when the connection is draining or over, and
 // counted against an assumed limit of 100 before the peer's SETTINGS have come. Client role.
 func (c *Conn) Available() int {

@@ -202,6 +202,9 @@ func (c *checker) probe() (v Verdict) {
 	if errors.Is(c.ctx.Err(), context.Canceled) {
 		v.Answer = Undecided
 	}
+	if v.Answer.good() && c.g.state.Has(upstream.Backoff) {
+		c.target.conns.retry()
+	}
 	return v
 }
 

@@ -42,7 +42,7 @@ func (g *checks) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 	}
 	cfg := a.transport(info)
 	addr := withPort(upstream.Address{Network: info.Network, Dial: info.Address}, a.Port)
-	conns := &connections{addr: addr, cfg: cfg}
+	conns := &connections{end: end, addr: addr, cfg: cfg}
 	if a.Port == 0 {
 		conns.calls = end
 	}

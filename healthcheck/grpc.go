@@ -143,6 +143,12 @@ func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
 		return noAnswer(ctx, t, err)
 	}
 	defer c.Close()
+	began := time.Now()
+	defer func() {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && c.Conn().Silence() > time.Since(began) {
+			t.suspect(c.Conn())
+		}
+	}()
 	msg, err := c.Next(ctx)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return noAnswer(ctx, t, err)

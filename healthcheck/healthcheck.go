@@ -135,10 +135,10 @@ func (t *Target) HostPort() string {
 
 // connections are those that checks of one endpoint use.
 type connections struct {
-	// calls are the connections of the endpoint's calls, nil if the check has a port of its own.
-	calls *transport.Endpoint
-	addr  upstream.Address
-	cfg   transport.Config
+	// end has the connections of the endpoint's calls; calls is the same, or nil if the check has a port of its own.
+	end, calls *transport.Endpoint
+	addr       upstream.Address
+	cfg        transport.Config
 
 	mu     sync.Mutex
 	own    *transport.Endpoint
@@ -165,6 +165,7 @@ func (t *Target) open(c caller, fields []h2.Field, recv h2.Receiver) (*h2.Stream
 	}
 	end := t.conns.calls.For(netip.Addr{})
 	if end.Conns() == 0 {
+		end.Retry()                             // checks have a pace of their own, and end the backoff for calls
 		return end.Open(c, fields, false, recv) // waits for the connection
 	}
 	s, err := end.Open(hasty{}, fields, false, recv)
@@ -173,6 +174,23 @@ func (t *Target) open(c caller, fields []h2.Field, recv h2.Receiver) (*h2.Stream
 	}
 	return s, err
 }
+
+// suspect has a connection replaced on which nothing at all has come within the timeout: whether the endpoint is ill or
+// only the connection, the next check shall find out.
+func (t *Target) suspect(conn *h2.Conn) {
+	if t.conns.calls != nil {
+		t.conns.calls.For(netip.Addr{}).Suspect(conn)
+	}
+	t.conns.mu.Lock()
+	own := t.conns.own
+	t.conns.mu.Unlock()
+	if own != nil {
+		own.Suspect(conn)
+	}
+}
+
+// retry has calls' connections made now: the endpoint was found to be well.
+func (c *connections) retry() { c.end.For(netip.Addr{}).Retry() }
 
 func (c *connections) ownEndpoint() *transport.Endpoint {
 	c.mu.Lock()

@@ -12,6 +12,8 @@ import (
 // 120 s, since a proxy has other endpoints to send the call to and should see soon that this one is back.
 type backoff struct {
 	failures int
+	since    time.Time // of the first failure
+	told     string    // why, as it was logged last
 	until    time.Time
 	last     *Error
 	timer    *time.Timer
@@ -42,7 +44,9 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 		return // nobody waits for it, and it was Destruct that ended the dial
 	}
 	b := &e.backoff
-	b.failures++
+	if b.failures++; b.failures == 1 {
+		b.since = time.Now()
+	}
 	wait := jitter(backoffDelay(b.failures), 0.2)
 	b.last, b.until = err, time.Now().Add(wait)
 	if b.timer != nil {
@@ -50,8 +54,13 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	}
 	b.timer = time.AfterFunc(wait, e.backoffOver)
 	level := zap.DebugLevel
-	if b.failures == 1 {
-		level = zap.WarnLevel // once per outage; the rest is repetition
+	why := err.Text()
+	if err.Kind == KindNotHTTP2 {
+		why = "not HTTP/2" // the text quotes an answer, which may have a date in it
+	}
+	if why != b.told {
+		level = zap.WarnLevel // what is new; the rest is repetition
+		b.told = why
 	}
 	if c := e.logger.Load().Check(level, "cannot connect to upstream"); c != nil {
 		c.Write(zap.String("upstream", e.Address()), zap.Error(err), zap.Int("failures", b.failures), zap.Duration("next_dial_in", wait))
@@ -64,6 +73,18 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	}
 	e.State.Set(upstream.Backoff)
 	e.failQueueLocked(err)
+}
+
+// dialledLocked ends the backoff.
+func (e *Endpoint) dialledLocked(conns int) {
+	if b := &e.backoff; b.failures > 0 {
+		e.logger.Load().Info("connected to upstream again", zap.String("upstream", e.Address()),
+			zap.Int("failures", b.failures), zap.Duration("after", time.Since(b.since)))
+	} else {
+		e.logger.Load().Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", conns))
+	}
+	e.backoff.resetLocked()
+	e.State.Clear(upstream.Backoff)
 }
 
 // backoffOver makes the endpoint eligible again. If calls were turned away meanwhile, or wait for a further connection, it
@@ -92,6 +113,18 @@ func (e *Endpoint) Want() {
 	e.mu.Lock()
 	e.backoff.wanted = true
 	e.mu.Unlock()
+}
+
+// Retry dials an endpoint without a connection now, even if it is in backoff. It is for who has reason to think that the
+// endpoint is back, or asks so seldom that there is no harm in it.
+func (e *Endpoint) Retry() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.released || e.dialing || len(*e.conns.Load()) > 0 {
+		return
+	}
+	e.backoff.until = time.Time{}
+	e.startDialLocked()
 }
 
 // Dialing tells whether a connection is being made.

@@ -176,10 +176,9 @@ func (e *Endpoint) dialInBackground() {
 		return
 	}
 	c.Conn = hc
-	e.backoff.resetLocked()
-	e.State.Clear(upstream.Backoff)
 	conns := append(slices.Clone(*e.conns.Load()), c)
 	e.conns.Store(&conns)
+	e.dialledLocked(len(conns))
 	if e.clients.parent == nil {
 		e.State.SetConnected(time.Now())
 	}
@@ -191,7 +190,6 @@ func (e *Endpoint) dialInBackground() {
 		e.removeLocked(c)
 	default:
 	}
-	e.logger.Load().Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", len(conns)))
 	e.wakeLocked()
 	if len(e.queue) > 0 || e.keepMin && len(conns) < e.cfg.MinConns {
 		e.startDialLocked()
@@ -328,6 +326,16 @@ func (e *Endpoint) retire(c *conn) {
 	e.mu.Unlock()
 	if removed {
 		c.Shutdown()
+	}
+}
+
+// Suspect takes a connection out of use on which the upstream has answered nothing for long, as retire does: perhaps it is
+// dead, and only its end is not heard of (a proxy in between that has lost the other half, say). Others may well work.
+func (e *Endpoint) Suspect(hc *h2.Conn) {
+	for _, c := range *e.conns.Load() {
+		if c.Conn == hc {
+			e.retire(c)
+		}
 	}
 }
 
