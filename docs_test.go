@@ -247,27 +247,25 @@ func TestDocsOptions(t *testing.T) {
 // TestDocsHealthJSON: docs/health.md names the JSON keys of every health option, and where they belong.
 func TestDocsHealthJSON(t *testing.T) {
 	page := read(t, "docs/health.md")
-	for place, option := range map[string]any{
-		"health_checks":        healthcheck.Config{},
-		"health_checks.active": healthcheck.Active{},
-		"health_checks.active.check": struct {
-			healthcheck.GRPC
-			healthcheck.HTTP
-		}{},
-		"health_checks.passive":                   healthcheck.Passive{},
-		"health_checks.passive.outlier_detection": healthcheck.OutlierDetection{},
-		"health_checks.slow_start":                healthcheck.SlowStart{},
+	for _, o := range []struct {
+		place  string
+		option any
+	}{
+		{"health_checks", healthcheck.Config{}},
+		{"health_checks.active", healthcheck.Active{}},
+		{"health_checks.active.check", healthcheck.GRPC{}},
+		{"health_checks.active.check", healthcheck.HTTP{}},
+		{"health_checks.passive", healthcheck.Passive{}},
+		{"health_checks.passive.outlier_detection", healthcheck.OutlierDetection{}},
+		{"health_checks.slow_start", healthcheck.SlowStart{}},
 	} {
-		if !strings.Contains(page, "`"+place) {
-			t.Errorf("docs/health.md does not name %s", place)
+		if !strings.Contains(page, "`"+o.place) {
+			t.Errorf("docs/health.md does not name %s", o.place)
 		}
-		for _, f := range reflect.VisibleFields(reflect.TypeOf(option)) {
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(o.option)) {
 			key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if key == "" {
-				continue
-			}
-			if !strings.Contains(page, "`"+key+"`") && !strings.Contains(page, "`"+place+"."+key) {
-				t.Errorf("docs/health.md does not name %s.%s", place, key)
+			if key != "" && !strings.Contains(page, "`"+key+"`") && !strings.Contains(page, "`"+o.place+"."+key) {
+				t.Errorf("docs/health.md does not name %s.%s", o.place, key)
 			}
 		}
 	}
