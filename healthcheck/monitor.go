@@ -1,6 +1,7 @@
 package healthcheck
 
 import (
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,42 +19,49 @@ const (
 	EventDrained    = "drained"
 )
 
-// Transition is a change of an endpoint's condition.
+// Transition is a change of an endpoint's condition that somebody should be told of.
 type Transition struct {
 	// Endpoint is the endpoint as its source described it when it came.
 	Endpoint *upstream.Endpoint
+	// From is how the endpoint was when it was told of last, To how it is now.
 	From, To upstream.Status
 }
 
-// Event names the transition: healthy, unhealthy, ejected, readmitted or drained. It is empty for those that are no event:
-// an endpoint that waits for its first answer, one that comes back from an ejection on trial, and one that cannot be
-// connected to, which comes and goes with each try and is logged with the connections.
+// Event names the transition: healthy, unhealthy, ejected, readmitted or drained; empty for what is no event.
 func (t *Transition) Event() string {
-	from, to := t.From, t.To
-	switch to.Condition {
+	from, to := t.From.Condition, t.To.Condition
+	switch to {
 	case upstream.ConditionUnhealthy:
-		if to.Reason == upstream.Backoff {
-			return ""
+		if from != to {
+			return EventUnhealthy
 		}
-		return EventUnhealthy
 	case upstream.ConditionEjected:
-		if to.Reason == upstream.Probation {
-			return ""
+		again := t.To.Reason == upstream.Ejected && !t.From.Since.Equal(t.To.Since) // the trial after the last time has failed
+		if from != to || again {
+			return EventEjected
 		}
-		return EventEjected
 	case upstream.ConditionDraining:
-		return EventDrained
-	case upstream.ConditionConnecting:
-		return ""
-	default: // healthy, warming
-		switch {
-		case from.Condition == upstream.ConditionEjected:
-			return EventReadmitted
-		case from.Reason == upstream.Backoff:
-			return ""
+		if from != to {
+			return EventDrained
 		}
-		return EventHealthy
+	case upstream.ConditionHealthy, upstream.ConditionWarming:
+		switch from {
+		case upstream.ConditionHealthy, upstream.ConditionWarming:
+		case upstream.ConditionEjected:
+			return EventReadmitted
+		default:
+			return EventHealthy
+		}
+	default: // connecting: it waits for its first answer
 	}
+	return ""
+}
+
+// passing tells whether a status is passed over: an endpoint that cannot be connected to, which comes and goes with each
+// try and is logged with the connections, and one that is on trial after an ejection. What comes after it is compared with
+// what was before it.
+func passing(s upstream.Status) bool {
+	return s.Reason == upstream.Backoff || s.Reason == upstream.Probation
 }
 
 // Monitor tells of transitions.
@@ -69,10 +77,24 @@ type Monitor struct {
 // that it hears what the others do.
 func (m *Monitor) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
 	end.State.Found(time.Now())
-	return end.State.WatchStatus(func(from, to upstream.Status) { m.changed(Transition{info, from, to}) })
+	var mu sync.Mutex
+	known := end.State.Status()
+	if known.Reason == upstream.Backoff {
+		known = upstream.Status{} // what it was before that, nobody knows any more
+	}
+	return end.State.WatchStatus(func(_, to upstream.Status) {
+		if passing(to) {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		t := Transition{info, known, to}
+		known = to
+		m.tell(t)
+	})
 }
 
-func (m *Monitor) changed(t Transition) {
+func (m *Monitor) tell(t Transition) {
 	event := t.Event()
 	if event == "" {
 		return
