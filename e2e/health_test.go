@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -97,10 +98,19 @@ func TestHealthPerService(t *testing.T) {
 	for _, b := range backends {
 		b.Health.SetServingStatus("grpc.testing.TestService", serving)
 	}
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\tlb_policy round_robin\n}"})
+	site := func(interval string) string {
+		return "grpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\thealth_interval " + interval + "\n\tlb_policy round_robin\n}"
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: site("10s")})
 	c := client(t, p.H2C)
 	health := grpc_health_v1.NewHealthClient(dial(t, p.H2C, nil))
-	spread(t, c, 20, 2, backends...)
+	eventually(t, "both have said that they have the service", func() bool {
+		spread(t, c, 4, 1, backends...)
+		return !slices.ContainsFunc(backends, func(b *backendtest.Backend) bool {
+			is, asked := stateOf(t, b.Addr()).Service("grpc.testing.TestService")
+			return !asked || is.Known != upstream.Has
+		})
+	})
 	backends[0].Health.SetServingStatus("grpc.testing.TestService", notServing)
 	eventually(t, "the service's calls leave", func() bool {
 		got := spread(t, c, 10, 1, backends...)
@@ -110,6 +120,16 @@ func TestHealthPerService(t *testing.T) {
 	for range 10 {
 		if _, err := health.Check(within(t, timeout), new(grpc_health_v1.HealthCheckRequest)); err != nil {
 			t.Fatal(err)
+		}
+	}
+	// Reloads that change the checks, the old ones of which end when the new ones have begun, change nothing about that.
+	for _, interval := range []string{"11s", "12s"} {
+		if err := p.Load(site(interval)); err != nil {
+			t.Fatal(err)
+		}
+		c = client(t, p.H2C)
+		if got := spread(t, c, 50, 1, backends...); got[0] != 0 {
+			t.Errorf("after a reload %d of 50 calls went where the service is not serving", got[0])
 		}
 	}
 	backends[0].Health.SetServingStatus("grpc.testing.TestService", serving)

@@ -196,9 +196,9 @@ func (a *Active) Identity() string {
 // Attend checks an endpoint from now on until stop is called. Whoever asks the same of the same endpoint shares the
 // checks. It is a cluster.Companion.
 func (a *Active) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
-	g := end.State.Memory(checksKey{a.config}, func() any { return new(checks) }).(*checks)
-	g.join(a, info, end)
-	return g.leave
+	r := rosterOf(end.State)
+	r.join(a, info, end)
+	return func() { r.leave(a) }
 }
 
 var _ caddy.Provisioner = (*Active)(nil)

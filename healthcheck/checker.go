@@ -184,7 +184,7 @@ func (c *checker) run() {
 	}
 	c.mu.Unlock()
 	if changed {
-		c.g.publish()
+		c.g.r.publish()
 	}
 }
 
@@ -276,7 +276,7 @@ func (c *checker) push(v Verdict) {
 	}
 	c.mu.Unlock()
 	if changed {
-		c.g.publish()
+		c.g.r.publish()
 	}
 }
 
