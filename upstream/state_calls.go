@@ -41,7 +41,7 @@ func (c *calls) end() (active int64)   { return inFlight(c.v.Add(^uint64(0))) }
 func (c *calls) active() int64         { return inFlight(c.v.Load()) }
 func (c *calls) begun() uint32         { return uint32(c.v.Load() / oneBegun) }
 
-func inFlight(v uint64) int64 { return int64(int32(v)) } //nolint:gosec // the lower half is meant
+func inFlight(v uint64) int64 { return int64(int32(v)) } // the lower half, with its sign
 
 // Begin counts one more call in flight.
 func (s *State) Begin() {
