@@ -61,7 +61,6 @@ func TestParseCode(t *testing.T) {
 	}
 }
 
-
 func TestCodeTextInJSON(t *testing.T) {
 	var got []CodeText
 	if err := json.Unmarshal([]byte(`["UNAVAILABLE", 14, "14", "{vars.code}"]`), &got); err != nil {
