@@ -186,6 +186,7 @@ type parser struct {
 	first  string // the first upstream, whose scheme the others must share
 	scheme upstream.Scheme
 	words  healthWords
+	zeros  map[string]bool // words that were given the value 0
 }
 
 func (p *parser) subdirective() error {
@@ -215,19 +216,19 @@ func (p *parser) subdirective() error {
 	case "lb_policy":
 		return p.policy()
 	case "lb_retries":
-		return p.integer(&p.balancing().Retries)
+		return p.retries()
 	case "lb_try_duration":
-		return p.duration(&p.balancing().TryDuration)
+		return p.durationOrZero(&p.balancing().TryDuration)
 	case "lb_try_interval":
 		return p.duration(&p.balancing().TryInterval)
 	case "max_timeout":
 		return p.duration(&h.MaxTimeout)
 	case "stream_timeout":
-		return p.duration(&h.StreamTimeout)
+		return p.durationOrZero(&h.StreamTimeout)
 	case "stream_idle_timeout":
 		return p.duration(&h.StreamIdleTimeout)
 	case "stream_close_delay":
-		return p.duration(&h.StreamCloseDelay)
+		return p.durationOrZero(&h.StreamCloseDelay)
 	case "drain_timeout":
 		return p.duration(&h.DrainTimeout)
 	case "exit_timeout":
@@ -283,6 +284,18 @@ func (p *parser) balancing() *LoadBalancing {
 		p.h.LoadBalancing = new(LoadBalancing)
 	}
 	return p.h.LoadBalancing
+}
+
+// retries reads lb_retries. reverse_proxy's 0 means no retries, or no limit beside lb_try_duration, which is too different
+// to be taken for the same.
+func (p *parser) retries() error {
+	if p.CountRemainingArgs() == 1 {
+		if p.NextArg(); p.Val() == "0" {
+			return p.Errf(`lb_retries: the least is 1; leave the line out to try all upstreams (only calls that none has processed are tried again)`)
+		}
+		p.Prev()
+	}
+	return p.integer(&p.balancing().Retries)
 }
 
 func (p *parser) policy() error {
@@ -434,6 +447,26 @@ func (p *parser) duration(v *caddy.Duration) error {
 	return nil
 }
 
+// durationOrZero reads a duration option of reverse_proxy's whose default is 0, which may be written there.
+func (p *parser) durationOrZero(v *caddy.Duration) error {
+	name := p.Val()
+	if p.zeros[name] {
+		return p.twice(name)
+	}
+	if p.CountRemainingArgs() == 1 && *v == 0 {
+		p.NextArg()
+		if d, err := caddy.ParseDuration(p.Val()); err == nil && d == 0 {
+			if p.zeros == nil {
+				p.zeros = make(map[string]bool)
+			}
+			p.zeros[name] = true
+			return nil
+		}
+		p.Prev()
+	}
+	return p.duration(v)
+}
+
 // durationOrOff reads a duration option for which "off" stands for a negative duration.
 func (p *parser) durationOrOff(v *caddy.Duration) error { return orOff(p, v, p.duration) }
 
@@ -463,7 +496,7 @@ func (p *parser) integer(v *int) error {
 	}
 	n, err := strconv.Atoi(arg)
 	if err != nil || n <= 0 {
-		return p.Errf("%s: %q is not a positive whole number", name, arg)
+		return p.Errf("%s: %q is not a positive whole number; leave the line out for the default", name, arg)
 	}
 	*v = n
 	return nil

@@ -255,11 +255,11 @@ func (p *parser) finishHealth() error {
 func (p *parser) passiveWord() (known bool, err error) {
 	switch p.Val() {
 	case "fail_duration":
-		return true, p.duration(&p.passive().FailDuration)
+		return true, p.durationOrZero(&p.passive().FailDuration)
 	case "max_fails":
 		return true, p.integer(&p.passive().MaxFails)
 	case "unhealthy_latency":
-		return true, p.duration(&p.passive().UnhealthyLatency)
+		return true, p.durationOrZero(&p.passive().UnhealthyLatency)
 	case "unhealthy_request_count":
 		return true, p.integer(&p.passive().UnhealthyRequestCount)
 	case "deadline_failure_after":
