@@ -107,7 +107,7 @@ func TestProbationInPanic(t *testing.T) {
 	}
 	s := x.cur.Endpoints[0].State
 	s.Set(upstream.Probation)
-	if a, ok := begin(); !ok || !a.lesson.trial {
+	if a, ok := begin(); !ok || a.lesson.trial == 0 {
 		t.Fatal("the first call is not the trial")
 	}
 	if _, ok := begin(); ok {
@@ -116,7 +116,7 @@ func TestProbationInPanic(t *testing.T) {
 	view := *x.cur
 	view.Panic = true
 	x.cur = &view
-	if a, ok := begin(); !ok || a.lesson.trial {
+	if a, ok := begin(); !ok || a.lesson.trial != 0 {
 		t.Errorf("in a panic: taken %v, trial %v", ok, a.lesson.trial)
 	}
 	if n := s.Active(); n != 2 {

@@ -23,7 +23,7 @@ type lesson struct {
 	answered bool // the connection reader's
 	report   []byte
 	work     *upstream.Work // nil unless counted
-	trial    bool           // the endpoint is on probation, and this is its one call
+	trial    upstream.Trial // set if the endpoint is on probation, and this is its one call
 	taught   bool
 }
 
@@ -64,8 +64,8 @@ func (a *attempt) responded(yes bool) {
 	if a.view.Needs.FirstMessage {
 		a.view.Learner.Responded(a.index, time.Since(l.start)-time.Duration(l.asked.Load()))
 	}
-	if l.trial {
-		a.x.h.HealthChecks.Responded(a.end.State)
+	if l.trial != 0 {
+		a.x.h.HealthChecks.Responded(a.end.State, l.trial)
 	}
 }
 
@@ -136,7 +136,7 @@ func endedBy(err error, otherwise call.EndedBy) call.EndedBy {
 
 // isStudied tells whether anybody wants to know how the attempt went.
 func (a *attempt) isStudied() bool {
-	return a.view.Needs.Attempts || a.x.h.observes.attempts || a.lesson.trial
+	return a.view.Needs.Attempts || a.x.h.observes.attempts || a.lesson.trial != 0
 }
 
 func (a *attempt) teach(r *call.Attempt) {

@@ -104,19 +104,19 @@ func (c *Config) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop 
 }
 
 // Observe takes how an attempt on the endpoint went, once, at its end. trial is what State.TryBegin returned for it.
-func (c *Config) Observe(s *upstream.State, a *call.Attempt, trial bool) {
+func (c *Config) Observe(s *upstream.State, a *call.Attempt, trial upstream.Trial) {
 	switch {
 	case c != nil && c.Passive != nil:
 		c.Passive.Observe(s, a, trial)
-	case trial:
-		s.EndTrial()
+	default:
+		s.EndTrial(trial)
 	}
 }
 
-// Responded takes that the answer to a call on trial has begun. It need not be called for others.
-func (c *Config) Responded(s *upstream.State) {
+// Responded takes that the answer to a call on trial has begun.
+func (c *Config) Responded(s *upstream.State, trial upstream.Trial) {
 	if c != nil && c.Passive != nil {
-		c.Passive.Responded(s)
+		c.Passive.Responded(s, trial)
 	}
 }
 

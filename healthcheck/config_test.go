@@ -79,7 +79,7 @@ func TestConfig(t *testing.T) {
 	next("drained")
 	end.State.Undrain()
 	next("healthy")
-	c.Observe(end.State, &call.Attempt{Code: 14}, false)
+	c.Observe(end.State, &call.Attempt{Code: 14}, 0)
 	next("ejected")
 	stop()
 	if end.State.Services() != nil {
@@ -161,8 +161,8 @@ func TestNoConfig(t *testing.T) {
 	s := new(upstream.State)
 	c.Start(Runtime{})
 	c.Attend(nil, nil)()
-	c.Observe(s, new(call.Attempt), true)
-	c.Responded(s)
+	c.Observe(s, new(call.Attempt), 1)
+	c.Responded(s, 1)
 	if attempts, _ := c.Observes(); attempts || c.PerRPC() || c.Provision(caddy.Context{}) != nil {
 		t.Error("no configuration does something")
 	}

@@ -274,15 +274,14 @@ func (p *Passive) sweep() {
 // outlast deals with a trial that takes long, a stream, say: once it was answered, it has succeeded; if not, another call
 // gets its chance.
 func (r *record) outlast(patience time.Duration, now time.Time) {
-	s := r.state
-	if !s.Has(upstream.OnTrial) || now.Sub(s.TrialSince()) < patience {
-		return
-	}
-	if r.answered.Load() {
+	trial, since := r.state.Trial()
+	switch {
+	case !r.state.Has(upstream.OnTrial) || now.Sub(since) < patience:
+	case trial != 0 && r.answered.Load() == uint32(trial):
 		r.readmit()
-		return
+	default:
+		r.state.EndTrial(trial)
 	}
-	s.EndTrial()
 }
 
 // finding is an outlier and why it is one.

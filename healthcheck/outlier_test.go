@@ -55,7 +55,7 @@ func (g *group) close() {
 // observe reports n attempts on endpoint i.
 func (g *group) observe(i, n int, a call.Attempt) {
 	for range n {
-		g.p.Observe(g.states[i], &a, false)
+		g.p.Observe(g.states[i], &a, 0)
 	}
 }
 
@@ -203,25 +203,25 @@ func TestEjectionTimes(t *testing.T) {
 				t.Fatalf("ejection %d: after %v: usable %v, %+v", i+1, want, s.Usable(), s.Status())
 			}
 			trial, ok := s.TryBegin()
-			if !trial || !ok || s.Usable() {
+			if trial == 0 || !ok || s.Usable() {
 				t.Fatalf("trial %v, ok %v, usable %v", trial, ok, s.Usable())
 			}
 			if _, ok := s.TryBegin(); ok {
 				t.Fatal("two calls on trial")
 			}
 			// A call that began before the ejection says nothing about the trial.
-			g.p.Observe(s, &attemptOK, false)
+			g.p.Observe(s, &attemptOK, 0)
 			if s.Usable() {
 				t.Fatal("an old call ends the trial")
 			}
 			// One that the client gives up is no verdict, and the next call is tried.
-			g.p.Observe(s, &attemptGone, true)
+			g.p.Observe(s, &attemptGone, trial)
 			s.End()
-			if trial, ok = s.TryBegin(); !trial || !ok {
+			if trial, ok = s.TryBegin(); trial == 0 || !ok {
 				t.Fatal("no second trial")
 			}
 			s.End()
-			g.p.Observe(s, &attemptFailed, true)
+			g.p.Observe(s, &attemptFailed, trial)
 			if s.Usable() || !s.Has(upstream.Ejected) || s.Has(upstream.OnTrial) {
 				t.Fatal("the trial failed, and it is not ejected")
 			}
@@ -264,11 +264,45 @@ func TestTrialThatLasts(t *testing.T) {
 		if !s.Usable() || !s.Has(upstream.Probation) {
 			t.Fatalf("a trial without an answer blocks: %+v", s.Status())
 		}
-		s.TryBegin()
-		g.p.Responded(s)
+		trial, _ := s.TryBegin()
+		g.p.Responded(s, trial)
 		after(time.Minute)
 		if !s.Usable() || s.Has(upstream.Probation) {
 			t.Errorf("a trial that is being answered for a minute has not succeeded: %+v", s.Status())
+		}
+	})
+}
+
+// Several trials, one after the other: what becomes of one says nothing of the next.
+func TestTrialsAreToldApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, 1, &Passive{OutlierDetection: new(OutlierDetection)})
+		defer g.close()
+		s := g.states[0]
+		g.observe(0, 5, attemptFailed)
+		after(30*time.Second + time.Millisecond)
+		first, _ := s.TryBegin()
+		g.p.Responded(s, first)
+		g.p.Observe(s, &attemptGone, first) // its client has gone
+		second, ok := s.TryBegin()
+		if second == 0 || !ok {
+			t.Fatal("no second trial")
+		}
+		after(time.Minute) // it has no answer, and gives way
+		if !s.Usable() || !s.Has(upstream.Probation) {
+			t.Errorf("the first trial's answer was taken for the second's: %+v", s.Status())
+		}
+		third, ok := s.TryBegin()
+		if third == 0 || !ok {
+			t.Fatal("no third trial")
+		}
+		g.p.Observe(s, &attemptGone, second)
+		if _, ok := s.TryBegin(); ok {
+			t.Error("two calls on trial, since the end of an older trial was taken for the third's")
+		}
+		g.p.Observe(s, &attemptOK, third)
+		if s.Has(upstream.Probation) {
+			t.Errorf("the third trial succeeded: %+v", s.Status())
 		}
 	})
 }
@@ -285,7 +319,7 @@ func TestEjectionSurvivesReload(t *testing.T) {
 		}
 		g.close()
 		stop := next.attend("10.0.0.1:1", s)
-		next.Observe(s, &attemptFailed, false)
+		next.Observe(s, &attemptFailed, 0)
 		if !s.Has(upstream.Ejected) {
 			t.Fatal("the failures before the reload are forgotten")
 		}
@@ -318,7 +352,7 @@ func TestCheckShortensEjection(t *testing.T) {
 				defer passive.Attend(info, end)()
 				after(time.Second)
 				for range 5 {
-					passive.Observe(s, &attemptFailed, false)
+					passive.Observe(s, &attemptFailed, 0)
 				}
 				after(6 * time.Second)
 				if s.Has(upstream.Probation) == ignore {

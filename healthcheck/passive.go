@@ -197,24 +197,20 @@ func (p *Passive) judge(a *call.Attempt) outcome {
 }
 
 // Observe takes how an attempt on the endpoint went, once, at its end. trial is what State.TryBegin returned for it.
-func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial bool) {
+func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial upstream.Trial) {
 	r, _ := s.Recorder().(*record)
 	if r == nil {
-		if trial {
-			s.EndTrial()
-		}
+		s.EndTrial(trial)
 		return
 	}
 	o := p.judge(a)
 	switch o {
 	case neutral:
-		if trial {
-			s.EndTrial()
-		}
+		s.EndTrial(trial)
 		return
 	case good:
 		r.good(a, p.OutlierDetection)
-		if trial {
+		if trial != 0 {
 			r.readmit()
 		}
 		if d := time.Duration(p.UnhealthyLatency); d > 0 && a.Latency >= d && a.SentMessages <= 1 && a.ReceivedMessages <= 1 {
@@ -227,17 +223,17 @@ func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial bool) {
 		if p.OutlierDetection != nil {
 			p.failure(s, r, o, a.Code)
 		}
-		if trial {
-			r.relapse(p.OutlierDetection, o, a.Code)
+		if trial != 0 {
+			r.relapse(p.OutlierDetection, trial, o, a.Code)
 		}
 	}
 }
 
-// Responded takes that the first message of an attempt's answer has come. It matters for a trial only: one that goes on
-// for long has proved the endpoint by that.
-func (p *Passive) Responded(s *upstream.State) {
+// Responded takes that the first message of a trial's answer has come: one that goes on for long has proved the endpoint by
+// that.
+func (p *Passive) Responded(s *upstream.State, trial upstream.Trial) {
 	if r, _ := s.Recorder().(*record); r != nil {
-		r.answered.Store(true)
+		r.answered.Store(uint32(trial))
 	}
 }
 

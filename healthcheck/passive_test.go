@@ -150,7 +150,7 @@ func TestObserveAllocates(t *testing.T) {
 	g := newGroup(t, 1, &Passive{FailDuration: hour, MaxFails: 10_000, OutlierDetection: &OutlierDetection{ConsecutiveFailures: 1000, ConsecutiveLocalFailures: 1000, Latency: new(Latency)}})
 	defer g.close()
 	for _, a := range []call.Attempt{attemptOK, attemptFailed, attemptBroken, attemptGone} {
-		if n := testing.AllocsPerRun(200, func() { g.p.Observe(g.states[0], &a, false) }); n != 0 {
+		if n := testing.AllocsPerRun(200, func() { g.p.Observe(g.states[0], &a, 0) }); n != 0 {
 			t.Errorf("%+v: %v allocations", a, n)
 		}
 	}
@@ -186,26 +186,26 @@ func BenchmarkObserve(b *testing.B) {
 	b.Run("good", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			g.p.Observe(g.states[0], &attemptOK, false)
+			g.p.Observe(g.states[0], &attemptOK, 0)
 		}
 	})
 	b.Run("good/parallel", func(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				g.p.Observe(g.states[1], &attemptOK, false)
+				g.p.Observe(g.states[1], &attemptOK, 0)
 			}
 		})
 	})
 	b.Run("caller", func(b *testing.B) {
 		for b.Loop() {
-			g.p.Observe(g.states[2], &attemptCaller, false)
+			g.p.Observe(g.states[2], &attemptCaller, 0)
 		}
 	})
 	b.Run("failed", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			g.p.Observe(g.states[3], &attemptFailed, false)
+			g.p.Observe(g.states[3], &attemptFailed, 0)
 		}
 	})
 }

@@ -23,7 +23,7 @@ type record struct {
 	goods, bad         atomic.Uint64
 	latency, latencies atomic.Uint64 // of good unary calls: the sum in microseconds, and how many
 	recent             atomic.Pointer[ring]
-	answered           atomic.Bool // the call on trial has begun to be answered
+	answered           atomic.Uint32 // the trial that has begun to be answered
 
 	mu        sync.Mutex
 	users     map[*Passive]int
@@ -230,7 +230,6 @@ func (r *record) probation() {
 func (r *record) probationLocked() {
 	for u := range r.users {
 		if u.OutlierDetection != nil {
-			r.answered.Store(false)
 			r.state.Change(upstream.Probation, upstream.Ejected, "")
 			return
 		}
@@ -250,13 +249,13 @@ func (r *record) readmit() {
 }
 
 // relapse ejects the endpoint again, for longer: the call on trial went wrong.
-func (r *record) relapse(o *OutlierDetection, is outcome, code grpcwire.Code) {
+func (r *record) relapse(o *OutlierDetection, trial upstream.Trial, is outcome, code grpcwire.Code) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case !r.state.Has(upstream.Probation):
 	case o == nil:
-		r.state.EndTrial()
+		r.state.EndTrial(trial)
 	default:
 		r.ejectLocked(o, "the call on trial failed: "+what(is, code))
 	}

@@ -14,13 +14,15 @@ type State struct {
 	limit   atomic.Int64 // of calls in flight, see SetLimit
 	reasons atomic.Uint32
 
-	connected atomic.Int64 // Unix nanoseconds
-	usable    atomic.Int64 // since when, in Unix nanoseconds
-	trial     atomic.Int64 // when the call on trial began, in Unix nanoseconds
-	warm      atomic.Int64 // how long the endpoint warms up
-	work      atomic.Pointer[Work]
-	services  atomic.Pointer[services]
-	recorder  atomic.Pointer[any]
+	connected  atomic.Int64  // Unix nanoseconds
+	usable     atomic.Int64  // since when, in Unix nanoseconds
+	trialSince atomic.Int64  // when the call on trial began, in Unix nanoseconds
+	trial      atomic.Uint32 // the number of the call on trial, 0 once it is over
+	trials     atomic.Uint32 // how many there were
+	warm       atomic.Int64  // how long the endpoint warms up
+	work       atomic.Pointer[Work]
+	services   atomic.Pointer[services]
+	recorder   atomic.Pointer[any]
 
 	mu             sync.Mutex
 	memory         map[any]any

@@ -5,31 +5,43 @@ import (
 	"time"
 )
 
+// Trial is the number of a call on trial, 0 for any other call.
+type Trial uint32
+
 // TryBegin counts one more call in flight, like Begin, unless the endpoint is on probation and serves its one call
-// already: pickers that asked at the same time may have seen it free, and all but one of them have to ask again. trial
-// tells that the call is that one. Whoever learns how it went clears OnTrial (EndTrial) or what else is due.
-func (s *State) TryBegin() (trial, ok bool) {
+// already: pickers that asked at the same time may have seen it free, and all but one of them have to ask again. If the
+// call is that one, it has a number. Whoever learns how it went clears OnTrial (EndTrial) or what else is due.
+func (s *State) TryBegin() (trial Trial, ok bool) {
 	for {
 		r := s.reasons.Load()
 		switch {
 		case r&uint32(Probation) == 0:
 			s.Begin()
-			return false, true
+			return 0, true
 		case r&uint32(OnTrial) != 0:
-			return false, false
+			return 0, false
 		case s.reasons.CompareAndSwap(r, r|uint32(OnTrial)):
-			s.trial.Store(time.Now().UnixNano())
+			s.trialSince.Store(time.Now().UnixNano())
+			trial = Trial(max(s.trials.Add(1), 1))
+			s.trial.Store(uint32(trial))
 			s.Begin()
-			return true, true
+			return trial, true
 		}
 	}
 }
 
-// EndTrial lets the endpoint have another call on trial, since the last one said nothing about it.
-func (s *State) EndTrial() { s.reasons.And(^uint32(OnTrial)) }
+// EndTrial lets the endpoint have another call on trial, since this one said nothing about it. It does nothing if that was
+// done before: another call may be on trial by now.
+func (s *State) EndTrial(t Trial) {
+	if t != 0 && s.trial.CompareAndSwap(uint32(t), 0) {
+		s.reasons.And(^uint32(OnTrial))
+	}
+}
 
-// TrialSince is when the last call on trial began.
-func (s *State) TrialSince() time.Time { return fromNano(s.trial.Load()) }
+// Trial is the call on trial, 0 if there is none, and when it began.
+func (s *State) Trial() (t Trial, since time.Time) {
+	return Trial(s.trial.Load()), fromNano(s.trialSince.Load())
+}
 
 // calls counts, in one word, the calls in flight (its lower half) and those that ever began (the upper half, which overflows).
 type calls struct{ v atomic.Uint64 }

@@ -112,14 +112,16 @@ func TestTrialIsOneCall(t *testing.T) {
 	}
 	for round := range 20 {
 		var admitted atomic.Int32
+		var its atomic.Uint32
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
 				if trial, ok := s.TryBegin(); ok {
-					if !trial {
+					if trial == 0 {
 						t.Error("admitted, but not on trial")
 					}
 					admitted.Add(1)
+					its.Store(uint32(trial))
 				}
 			})
 		}
@@ -133,11 +135,17 @@ func TestTrialIsOneCall(t *testing.T) {
 		if s.Status().Condition != ConditionEjected {
 			t.Errorf("on trial: %+v", s.Status())
 		}
-		s.EndTrial()
+		trial := Trial(its.Load())
+		s.EndTrial(trial - 1) // an earlier one, or none
+		if s.Usable() {
+			t.Fatal("somebody else has ended the trial")
+		}
+		s.EndTrial(trial)
+		s.EndTrial(trial)
 		s.End()
 	}
 	s.Clear(Probation)
-	if trial, ok := s.TryBegin(); trial || !ok || !s.Usable() {
+	if trial, ok := s.TryBegin(); trial != 0 || !ok || !s.Usable() {
 		t.Errorf("after probation: trial %v, ok %v", trial, ok)
 	}
 }
@@ -149,9 +157,9 @@ func TestTrialIsNotTold(t *testing.T) {
 	told := 0
 	defer s.Watch(func(Change) { told++ })()
 	s.Set(Probation)
-	s.TryBegin()
+	trial, _ := s.TryBegin()
 	s.End()
-	s.EndTrial()
+	s.EndTrial(trial)
 	if told != 0 {
 		t.Errorf("told %d times", told)
 	}
