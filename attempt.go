@@ -32,6 +32,7 @@ type attempt struct {
 // begin starts the next attempt on an endpoint that was not tried yet. On failure it has tried all there is to try.
 func (x *exchange) begin() *failure {
 	lb := x.h.LoadBalancing
+	var news <-chan struct{} // nil until a look at the endpoints has found none
 	for {
 		if x.deadlinePassed() {
 			return deadlineExceeded()
@@ -40,7 +41,7 @@ func (x *exchange) begin() *failure {
 			return f
 		}
 		x.renew()
-		if x.cur.Starting != nil && x.await(x.cur.Starting) {
+		if x.cur.Starting != nil && x.await(x.cur.Starting, nil) {
 			continue
 		}
 		i, ok := x.cur.Picker.Pick(x.pickInfo())
@@ -57,8 +58,13 @@ func (x *exchange) begin() *failure {
 		if !ok {
 			i, ok = x.connecting()
 		}
+		if !ok && news == nil {
+			news = x.h.cluster.News()
+			continue // from here on nothing that changes is missed
+		}
 		if !ok {
-			if x.awaitList() || x.awaitVerdict() {
+			if x.awaitNews(news) {
+				news = x.h.cluster.News()
 				continue
 			}
 			if f := x.anotherRound(); f != nil {
@@ -160,57 +166,28 @@ func (x *exchange) connecting() (index int, ok bool) {
 	return 0, false
 }
 
-// awaitList waits for the first list of a source of endpoints. It returns false if there is nothing to wait for, or not any
-// more.
-func (x *exchange) awaitList() bool { return x.cur.Pending != nil && x.await(x.cur.Pending) }
-
-// awaitVerdict waits until it is known of one of the endpoints that nothing is known about yet how it is doing.
-//
-// It watches a few of them, and looks at all again soon: thousands of calls may wait for thousands of endpoints.
-func (x *exchange) awaitVerdict() bool {
-	const (
-		few  = 8
-		soon = 20 * time.Millisecond
-	)
-	var stops []func()
-	wait := x.h.Transport.dialTimeout()
-	known := make(chan struct{}, 1)
-	tell := func(upstream.Status, upstream.Status) {
-		select {
-		case known <- struct{}{}:
-		default: // it is known of several at once
-		}
+// awaitNews waits for the first list of a source of endpoints, or until it is known of one of the endpoints that nothing is
+// known about yet how it is doing. It returns false if there is nothing to wait for, or not any more.
+func (x *exchange) awaitNews(news <-chan struct{}) bool {
+	if x.cur.Pending == nil && !x.verdictIsDue() {
+		return false
 	}
+	return x.await(news, x.cur.Pending)
+}
+
+// verdictIsDue tells whether nothing is known yet about one of the endpoints that are left.
+func (x *exchange) verdictIsDue() bool {
 	for i, e := range x.cur.Live() {
-		if !e.State.Has(upstream.Connecting) || slices.Contains(x.tried, i) {
-			continue
-		}
-		if len(stops) == few {
-			wait = soon
-			break
-		}
-		stops = append(stops, e.State.WatchStatus(tell))
-		if !e.State.Has(upstream.Connecting) { // meanwhile
-			tell(upstream.Status{}, upstream.Status{})
-			break
+		if e.State.Has(upstream.Connecting) && !slices.Contains(x.tried, i) {
+			return true
 		}
 	}
-	defer func() {
-		for _, stop := range stops {
-			stop()
-		}
-	}()
-	return len(stops) > 0 && x.awaitAtMost(wait, known)
+	return false
 }
 
-// await waits for what lets the call find an endpoint, within its deadline and as long as a dial may take. It returns false
-// when that time is over.
-func (x *exchange) await(c <-chan struct{}) bool {
-	return x.awaitAtMost(x.h.Transport.dialTimeout(), c)
-}
-
-// awaitAtMost is await for a shorter time, after which it returns true all the same.
-func (x *exchange) awaitAtMost(most time.Duration, c <-chan struct{}) bool {
+// await waits for one of two things that let the call find an endpoint, within its deadline and as long as a dial may take.
+// It returns false when that time is over.
+func (x *exchange) await(one, other <-chan struct{}) bool {
 	limit := x.h.Transport.dialTimeout() - time.Since(x.call.Start)
 	done, deadline := x.Wait()
 	if !deadline.IsZero() {
@@ -219,10 +196,11 @@ func (x *exchange) awaitAtMost(most time.Duration, c <-chan struct{}) bool {
 	if limit <= 0 {
 		return false
 	}
-	t := time.NewTimer(min(limit, most))
+	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-c:
+	case <-one:
+	case <-other:
 	case <-t.C:
 	case <-done:
 	}

@@ -3,13 +3,21 @@ package grpcproxy
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"net/http/httptest"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -24,16 +32,17 @@ func waiting(t *testing.T, port, n int) *exchange {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.Cleanup() })
+	h.cluster.Start()
 	return newExchange(h, httptest.NewRecorder(), httptest.NewRequest("POST", "/a/b", nil))
 }
 
-// Verdicts that come while the call begins to wait for them let it go on, however many there are.
+// Verdicts that come while the call looks for an endpoint, and while it begins to wait, let it go on, however many come.
 func TestVerdictsComeAtOnce(t *testing.T) {
 	x := waiting(t, 7100, 32)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range 500 {
+		for range 200 {
 			for _, e := range x.cur.Live() {
 				e.State.Set(upstream.Connecting)
 			}
@@ -42,7 +51,11 @@ func TestVerdictsComeAtOnce(t *testing.T) {
 					e.State.Clear(upstream.Connecting)
 				}
 			}()
-			for x.awaitVerdict() {
+			for {
+				news := x.h.cluster.News()
+				if _, ok := x.cur.Picker.Pick(x.pickInfo()); ok || !x.awaitNews(news) {
+					break
+				}
 			}
 		}
 	}()
@@ -50,6 +63,76 @@ func TestVerdictsComeAtOnce(t *testing.T) {
 	case <-done:
 	case <-time.After(30 * time.Second):
 		t.Fatal("the call waits for a verdict that it was told of")
+	}
+}
+
+// counting is round robin that counts how often it is asked.
+type counting struct {
+	selection.RoundRobin
+	asked atomic.Int64
+	all   chan struct{} // closed when it was asked so often
+	often int64
+}
+
+type countingPicker struct {
+	selection.Picker
+	*counting
+}
+
+func (c *counting) Build(s *upstream.Snapshot) selection.Picker {
+	return countingPicker{c.RoundRobin.Build(s), c}
+}
+
+func (p countingPicker) Pick(in selection.PickInfo) (int, bool) {
+	if p.asked.Add(1) == p.often {
+		close(p.all)
+	}
+	return p.Picker.Pick(in)
+}
+
+// Calls that wait for first verdicts look for an endpoint when there is reason to, not again and again.
+func TestWaitingCostsNothing(t *testing.T) {
+	const upstreams, calls = 20, 100
+	x := waiting(t, 7150, upstreams)
+	policy := &counting{all: make(chan struct{}), often: 2 * calls}
+	c, err := cluster.New(cluster.Config{
+		Static: x.cur.Snapshot.Endpoints, Policy: policy, Logger: zap.NewNop(),
+		Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: t.Name()} },
+		Cut:       func(*transport.Endpoint) int { return 0 },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.h.cluster.Close()
+	x.h.cluster = c
+	c.Start()
+	ends := c.View().Live()
+	for _, e := range ends {
+		e.State.Set(upstream.Connecting)
+	}
+	var wg sync.WaitGroup
+	for range calls {
+		y := newExchange(x.h, httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/a/b", nil))
+		wg.Go(func() {
+			if f := y.begin(); f == nil || f.code != grpcwire.Unavailable {
+				t.Errorf("the call has found an upstream, though none was usable: %v", f)
+			}
+		})
+	}
+	<-policy.all // all calls wait, or are about to
+	for begin := time.Now(); time.Since(begin) < 300*time.Millisecond; {
+		for _, e := range ends[1:] {
+			e.State.Change(upstream.Unhealthy, upstream.Connecting, "")
+			e.State.Change(upstream.Connecting, upstream.Unhealthy, "")
+		}
+	}
+	for _, e := range ends {
+		e.State.Change(upstream.Unhealthy, upstream.Connecting, "")
+	}
+	wg.Wait()
+	// Twice before a call waits, once when it is told that there is nothing left to wait for.
+	if n := policy.asked.Load(); n > 3*calls {
+		t.Errorf("%d calls have looked for an upstream %d times", calls, n)
 	}
 }
 

@@ -74,6 +74,7 @@ type Companion func(*upstream.Endpoint, *transport.Endpoint) (stop func())
 type Cluster struct {
 	cfg  Config
 	view atomic.Pointer[View]
+	news news
 
 	mu         sync.Mutex
 	generation uint64
@@ -187,6 +188,7 @@ func (c *Cluster) Close() {
 		c.pending = nil
 	}
 	c.releaseLocked()
+	c.endNews()
 	for _, s := range c.sources {
 		s.lease.Release()
 	}
@@ -304,6 +306,7 @@ func (c *Cluster) publishLocked() {
 
 // tell reports a change.
 func (c *Cluster) tell() {
+	c.stir()
 	if c.cfg.Changed != nil {
 		c.cfg.Changed()
 	}
