@@ -3,6 +3,7 @@ package grpcproxy
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -414,9 +415,7 @@ func (p *parser) otherWord() error {
 	word := p.Val()
 	switch word {
 	case "flush_interval", "request_buffers", "response_buffers", "stream_buffer_size":
-		p.RemainingArgs()
-		caddy.Log().Named("caddyfile").Warn(fmt.Sprintf(
-			"%s:%d: %s has no effect in grpc_proxy: nothing here waits for a buffer to fill", p.File(), p.Line(), word))
+		p.noEffect("nothing here waits for a buffer to fill")
 		return nil
 	case "handle_response", "replace_status", "copy_response", "copy_response_headers":
 		return p.Errf("%s works on HTTP answers, which gRPC's are not; use routes with the grpc matcher and grpc_respond in front", word)
@@ -445,6 +444,12 @@ func (p *parser) duration(v *caddy.Duration) error {
 	}
 	*v = caddy.Duration(dur)
 	return nil
+}
+
+// noEffect warns of a word of reverse_proxy's that does nothing here.
+func (p *parser) noEffect(why string) {
+	caddy.Log().Named("caddyfile").Warn(fmt.Sprintf("%s:%d: %s has no effect in grpc_proxy: %s", p.File(), p.Line(), p.Val(), why))
+	p.RemainingArgs()
 }
 
 // durationOrZero reads a duration option of reverse_proxy's whose default is 0, which may be written there.
@@ -489,12 +494,20 @@ func orOff[T ~int | ~int64](p *parser, v *T, read func(*T) error) error {
 	return read(v)
 }
 
-func (p *parser) integer(v *int) error {
+// percentOrOff is integerOrOff for a percentage.
+func (p *parser) percentOrOff(v *int) error { return orOff(p, v, p.percent) }
+
+func (p *parser) integer(v *int) error { return p.wholeNumber(v, "") }
+
+// percent reads a whole number that may have a % behind it.
+func (p *parser) percent(v *int) error { return p.wholeNumber(v, "%") }
+
+func (p *parser) wholeNumber(v *int, unit string) error {
 	name, arg, err := p.once(*v != 0)
 	if err != nil {
 		return err
 	}
-	n, err := strconv.Atoi(arg)
+	n, err := strconv.Atoi(strings.TrimSuffix(arg, unit))
 	if err != nil || n <= 0 {
 		return p.Errf("%s: %q is not a positive whole number; leave the line out for the default", name, arg)
 	}

@@ -62,7 +62,7 @@ func (p *parser) healthWord() (known bool, err error) {
 	case "health_fails":
 		err = p.integer(&w.active.Fails)
 	case "health_jitter":
-		err = p.integerOrOff(&w.active.Jitter)
+		err = p.percentOrOff(&w.active.Jitter)
 	case "health_fast_interval":
 		err = p.duration(&w.active.FastInterval)
 	case "health_unhealthy_interval":
@@ -120,6 +120,12 @@ func (p *parser) healthWord() (known bool, err error) {
 		return p.passiveWord()
 	}
 	w.any = word
+	if err == nil {
+		// The settings before this one were good, so what is wrong is wrong with this one.
+		if bad := healthcheck.CheckWords(w.active, w.grpc, w.http); bad != nil {
+			err = p.Errf("%s: %w", word, bad)
+		}
+	}
 	return true, err
 }
 
@@ -314,9 +320,9 @@ func (p *parser) slowStart() error {
 	for nesting := p.Nesting(); p.NextBlock(nesting); {
 		switch p.Val() {
 		case "aggression":
-			err = p.number(&c.SlowStart.Aggression)
+			err = p.number(&c.SlowStart.Aggression, "")
 		case "min_weight_percent":
-			err = p.number(&c.SlowStart.MinWeightPercent)
+			err = p.number(&c.SlowStart.MinWeightPercent, "%")
 		default:
 			err = p.Errf("slow_start: unrecognized word %q; expected aggression or min_weight_percent", p.Val())
 		}
@@ -327,7 +333,7 @@ func (p *parser) slowStart() error {
 	return nil
 }
 
-func (p *parser) panicThreshold() error { return p.number(&p.health().PanicThreshold) }
+func (p *parser) panicThreshold() error { return p.number(&p.health().PanicThreshold, "%") }
 
 // outlierDetection reads a block. The kinds of outliers that are not on by themselves are on as soon as they are named.
 func (p *parser) outlierDetection() error {
@@ -352,7 +358,7 @@ func (p *parser) outlierDetection() error {
 		case "max_ejection_time_jitter":
 			err = p.duration(&o.MaxEjectionJitter)
 		case "max_ejection_percent":
-			err = p.integer(&o.MaxEjectionPercent)
+			err = p.percent(&o.MaxEjectionPercent)
 		case "consecutive_failures":
 			err = p.integerOrOff(&o.ConsecutiveFailures)
 		case "consecutive_local_failures":
@@ -371,7 +377,7 @@ func (p *parser) outlierDetection() error {
 				o.FailurePercentage = new(healthcheck.FailurePercentage)
 			}
 			f := o.FailurePercentage
-			err = p.outliers(map[string]func() error{"threshold": func() error { return p.integer(&f.Threshold) }},
+			err = p.outliers(map[string]func() error{"threshold": func() error { return p.percent(&f.Threshold) }},
 				&f.MinimumHosts, &f.RequestVolume, &f.Enforcement)
 		case "latency":
 			if o.Latency == nil {
@@ -379,7 +385,7 @@ func (p *parser) outlierDetection() error {
 			}
 			l := o.Latency
 			err = p.outliers(map[string]func() error{
-				"factor":             func() error { return p.number(&l.Factor) },
+				"factor":             func() error { return p.number(&l.Factor, "") },
 				"minimum_difference": func() error { return p.duration(&l.MinimumDifference) },
 			}, &l.MinimumHosts, &l.RequestVolume, &l.Enforcement)
 		default:
@@ -406,7 +412,7 @@ func (p *parser) outliers(own map[string]func() error, hosts, volume, enforcemen
 		case "request_volume":
 			err = p.integer(volume)
 		case "enforcement_percentage":
-			err = p.integer(enforcement)
+			err = p.percent(enforcement)
 		default:
 			read, ok := own[word]
 			if !ok {
@@ -433,13 +439,13 @@ func (p *parser) oneOf(v *string, values ...string) error {
 	return nil
 }
 
-// number reads a positive number.
-func (p *parser) number(v *float64) error {
+// number reads a positive number that may have the unit behind it.
+func (p *parser) number(v *float64, unit string) error {
 	name, arg, err := p.once(*v != 0)
 	if err != nil {
 		return err
 	}
-	n, err := strconv.ParseFloat(strings.TrimSuffix(arg, "%"), 64)
+	n, err := strconv.ParseFloat(strings.TrimSuffix(arg, unit), 64)
 	if err != nil || !(n > 0) {
 		return p.Errf("%s: %q is not a positive number", name, arg)
 	}

@@ -1,7 +1,6 @@
 package grpcproxy
 
 import (
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -79,10 +78,9 @@ func (p *parser) transportWord() (known bool, err error) {
 	case "keepalive":
 		return true, p.keepaliveWord()
 	case "keepalive_interval":
-		return true, p.durationOrOff(&p.keepAlive().Interval)
+		return true, p.keepaliveInterval("keepalive_")
 	case "keepalive_idle_conns", "keepalive_idle_conns_per_host", "read_buffer", "write_buffer", "compression":
-		p.RemainingArgs()
-		caddy.Log().Named("caddyfile").Warn(p.File() + ": " + word + " has no effect in grpc_proxy: its upstream connections are HTTP/2 streams over a few connections")
+		p.noEffect("its upstream connections are HTTP/2 streams over a few connections")
 		return true, nil
 	case "versions":
 		return true, p.versions()
@@ -107,7 +105,7 @@ func (p *parser) keepaliveWord() error {
 		empty = false
 		switch p.Val() {
 		case "interval":
-			err = p.durationOrOff(&k.Interval)
+			err = p.keepaliveInterval("keepalive ")
 		case "timeout":
 			err = p.duration(&k.Timeout)
 		case "idle_timeout":
@@ -123,6 +121,18 @@ func (p *parser) keepaliveWord() error {
 	}
 	if empty {
 		return p.ArgErr()
+	}
+	return nil
+}
+
+// keepaliveInterval reads either spelling of the interval of PINGs.
+func (p *parser) keepaliveInterval(prefix string) error {
+	k := p.keepAlive()
+	if err := p.durationOrOff(&k.Interval); err != nil {
+		return err
+	}
+	if err := k.validate(); err != nil {
+		return p.Errf("%s%w", prefix, err)
 	}
 	return nil
 }

@@ -202,12 +202,19 @@ func (t *Transport) validate() error {
 		return err
 	}
 	if k := t.KeepAlive; k != nil {
-		if k.Interval > 0 && time.Duration(k.Interval) < time.Second {
-			return fmt.Errorf("transport.keep_alive.interval is %v; the shortest is 1s, and stock gRPC servers tolerate no less than 5m", time.Duration(k.Interval))
+		if err := k.validate(); err != nil {
+			return fmt.Errorf("transport.keep_alive.%w", err)
 		}
-		if k.Timeout < 0 {
-			return fmt.Errorf("transport.keep_alive.timeout is %v; it must not be negative", time.Duration(k.Timeout))
-		}
+	}
+	return nil
+}
+
+func (k *KeepAlive) validate() error {
+	if k.Interval > 0 && time.Duration(k.Interval) < time.Second {
+		return fmt.Errorf("interval is %v; the shortest is 1s, and stock gRPC servers tolerate no less than 5m", time.Duration(k.Interval))
+	}
+	if k.Timeout < 0 {
+		return fmt.Errorf("timeout is %v; it must not be negative", time.Duration(k.Timeout))
 	}
 	return nil
 }

@@ -87,7 +87,8 @@ func (s *SRV) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		case "grace_period":
 			var ignored caddy.Duration
 			if err = w.duration(&ignored); err == nil {
-				caddy.Log().Named("caddyfile").Warn(d.File() + ": grace_period has no effect in grpc_proxy: the last endpoints are kept for as long as the look-ups fail")
+				caddy.Log().Named("caddyfile").Warn(fmt.Sprintf(
+					"%s:%d: grace_period has no effect in grpc_proxy: the last endpoints are kept for as long as the look-ups fail", d.File(), d.Line()))
 			}
 		default:
 			var known bool
