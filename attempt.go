@@ -312,9 +312,13 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	if !err.Unprocessed || !replayable {
 		return fromTransport(err)
 	}
-	if err.Sent && x.again {
-		return x.exhausted() // it was sent once more already
+	// gRFC A6: a call that left and was not processed is sent again once. That is for upstreams that are too busy for it: if
+	// all were asked, they would be all the busier. One that shuts down says nothing of the others.
+	refused := err.Kind == transport.KindReset
+	if err.Sent && (x.again || refused && x.refused) {
+		return x.exhausted()
 	}
+	x.refused = x.refused || refused
 	x.logAttempt(err)
 	x.tried = append(x.tried, a.index) // x.cur is still a.view: only begin changes it
 	return x.begin()

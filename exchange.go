@@ -41,6 +41,7 @@ type exchange struct {
 	triedBuf  [4]int
 	lastErr   *transport.Error
 	again     bool
+	refused   bool // by REFUSED_STREAM
 	firstTry  attempt
 	forwarded forwarded
 

@@ -169,13 +169,34 @@ func TestWireRefused(t *testing.T) {
 		// "An upstream that refuses the stream before processing it is skipped within the same RPC."
 		c.take(1)
 		c.up.WriteReset(c.sid, http2.ErrCodeRefusedStream)
-		// All have refused: once more, and that is it. A fleet that refuses is not to get more calls for that.
-		c.take(0)
+		// That was the once more. A fleet that refuses is not to get more calls for that.
+		r.checkFailure(c.result(), failure{
+			code: codes.Unavailable, reason: "UPSTREAM_STREAM_RESET", attempts: 2,
+			says: []string{"all 2 attempts failed", "REFUSED_STREAM", "did not process the call"},
+		})
+	})
+	many := newRig(t, rigOptions{Upstreams: 5, Block: "lb_policy first"})
+	many.run("refused by two of many", func(t *testing.T, r *rig) {
+		c := send(t, r)
+		c.up.WriteReset(c.sid, http2.ErrCodeRefusedStream)
+		c.take(1)
 		c.up.WriteReset(c.sid, http2.ErrCodeRefusedStream)
 		r.checkFailure(c.result(), failure{
-			code: codes.Unavailable, reason: "UPSTREAM_STREAM_RESET", attempts: 3,
-			says: []string{"all 3 attempts failed", "REFUSED_STREAM", "did not process the call"},
+			code: codes.Unavailable, reason: "UPSTREAM_STREAM_RESET", attempts: 2,
+			says: []string{"all 2 attempts failed", "REFUSED_STREAM"},
 		})
+	})
+	many.run("shut out by all but the last", func(t *testing.T, r *rig) {
+		c := send(t, r)
+		for i := range 4 {
+			c.up.WriteGoAway(0, http2.ErrCodeNo, "")
+			r.ups[i].drop()
+			c.take(i + 1)
+			if got := c.got(len(body), true); !bytes.Equal(got, body) {
+				t.Error("the replayed request differs")
+			}
+		}
+		c.answerOK()
 	})
 	one := newRig(t, rigOptions{})
 	one.run("one upstream, again", func(t *testing.T, r *rig) {
