@@ -52,6 +52,7 @@ func (x *exchange) writeTrailersOnly(fields []h2.Field) {
 // announcing them.
 func (x *exchange) writeTrailers(fields []h2.Field) {
 	fields = x.att.takeReport(fields)
+	hintAtTrailers(x.h.logger, fields)
 	header := x.w.Header()
 	copyFields(header, http.TrailerPrefix, fields)
 	x.wireStatus(header, http.TrailerPrefix, fields)

@@ -104,6 +104,25 @@ func TestWireLargeTrailers(t *testing.T) {
 	}
 }
 
+// Go's server drops trailers of some names, which the docs list. The others come through, also when they stand beside such.
+func TestWireLostTrailers(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	c := r.unary()
+	c.head("www-authenticate", "lead")
+	c.message("response")
+	c.trailers("grpc-status", "16", "www-authenticate", "a", "if-match", "b", "x-mine", "c", "retry-after", "d")
+	h := c.result()
+	if got := wiretest.Get(h.Head, "www-authenticate"); got != "lead" {
+		t.Errorf("in the head %q", got)
+	}
+	sameFields(t, h.Trailers, wiretest.Fields("grpc-status", "16", "x-mine", "c", "retry-after", "d"))
+	only := r.unary()
+	only.up.WriteHeaders(only.sid, wiretest.Head("grpc-status", "16", "www-authenticate", "a"), true)
+	if h := only.result(); h.Sequence() != "HEADERS+END_STREAM" || wiretest.Get(h.Head, "www-authenticate") != "a" {
+		t.Errorf("Trailers-Only: %s %v", h.Sequence(), h.Head)
+	}
+}
+
 // An answer without messages whose trailers are a block of their own is no Trailers-Only, and does not become one. No
 // empty DATA may come in between either.
 func TestWireNoMessages(t *testing.T) {
