@@ -11,11 +11,12 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// isTarget tells whether an upstream is a target of gRPC's scheme dns (gRPC Name Resolution): every address that the
-// name has is an upstream. A bare dns:1234 is a machine called dns.
+// isTarget tells whether an upstream is a target of gRPC's scheme dns: every address that the name has is an upstream.
+// gRPC Name Resolution: "dns:[//authority/]host[:port]". But dns:1234 is a port of a machine called dns, and dns:1234-1236
+// are several.
 func isTarget(dial string) bool {
-	const scheme = "dns:///"
-	return len(dial) > len(scheme)-1 && strings.EqualFold(dial[:len(scheme)-1], scheme[:len(scheme)-1])
+	scheme, rest, ok := strings.Cut(dial, ":")
+	return ok && strings.EqualFold(scheme, "dns") && strings.Trim(rest, "0123456789-") != ""
 }
 
 // checkUpstream tells whether an upstream's address can be understood, and its scheme.

@@ -234,6 +234,7 @@ func TestTarget(t *testing.T) {
 		"dns://svc.test:1":   "what follows dns:// is the DNS server to ask; write dns:///svc.test:1",
 		"dns:///":            "has no name",
 		"dns:":               "has no name",
+		"dns:///a:1,b:2":     "separate addresses by blanks",
 		"dns:///:1":          `"" is not a name`,
 		"dns:///svc.test:":   "ends with a colon",
 		"dns:///a/b:1":       `"a/b" is not a name`,

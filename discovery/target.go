@@ -32,6 +32,8 @@ func Target(s string) (*A, error) {
 	switch a.Name, a.Port, err = net.SplitHostPort(rest); {
 	case rest == "":
 		return nil, fmt.Errorf("target %q has no name; write dns:///host:port", s)
+	case strings.Contains(rest, ","):
+		return nil, fmt.Errorf("target %q contains a comma; separate addresses by blanks (in JSON each has its own entry)", s)
 	case err != nil && strings.Contains(err.Error(), "missing port"):
 		a.Name, a.Port = strings.Trim(rest, "[]"), "443"
 	case err != nil:

@@ -78,6 +78,9 @@ func Parse(s string) ([]Address, Scheme, error) {
 	if strings.ContainsAny(s, " \t\r\n") {
 		return nil, "", fmt.Errorf("upstream address %q contains white space", s)
 	}
+	if strings.Contains(s, ",") && !strings.Contains(s, "unix") {
+		return nil, "", fmt.Errorf("upstream address %q contains a comma; separate addresses by blanks (in JSON each has its own entry)", s)
+	}
 	scheme := SchemeNone
 	rest := s
 	if name, after, ok := strings.Cut(s, "://"); ok {
@@ -133,7 +136,7 @@ func cutScheme(s, name, after string) (rest string, scheme Scheme, err error) {
 	}
 	if u, perr := url.Parse("//" + after); perr == nil && u.Port() == "" && !strings.HasSuffix(after, ":") {
 		if name != "https" {
-			return "", "", fmt.Errorf("upstream address %q has no port; write %s://%s:50051, say", s, name, after)
+			return "", "", noPort(s, name+"://", after)
 		}
 		return net.JoinHostPort(u.Hostname(), "443"), scheme, nil
 	}
@@ -146,6 +149,13 @@ func cutScheme(s, name, after string) (rest string, scheme Scheme, err error) {
 		return "", "", fmt.Errorf("upstream address %q: scheme %s:// (TLS) conflicts with port 80 (the HTTP port); write h2c://", s, name)
 	}
 	return after, scheme, nil
+}
+
+func noPort(s, scheme, host string) error {
+	if _, err := strconv.ParseUint(host, 10, 16); err == nil {
+		return fmt.Errorf("upstream address %q is a port without a host; write %slocalhost:%s, say", s, scheme, host)
+	}
+	return fmt.Errorf("upstream address %q has no port; write %s%s:50051, say", s, scheme, host)
 }
 
 func unixAddress(s, path string, scheme Scheme) ([]Address, Scheme, error) {
@@ -162,7 +172,7 @@ func expand(s, rest string) ([]Address, error) {
 			return nil, fmt.Errorf("upstream address %q: write an IPv6 address in brackets and with a port, [%s]:50051", s, rest)
 		}
 		if strings.Contains(err.Error(), "missing port") {
-			return nil, fmt.Errorf("upstream address %q has no port; write %s:50051, say", s, rest)
+			return nil, noPort(s, "", rest)
 		}
 		return nil, fmt.Errorf("upstream address %q: %w", s, err)
 	}

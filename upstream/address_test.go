@@ -31,6 +31,11 @@ func TestParse(t *testing.T) {
 
 		{in: "", err: "write host:port"},
 		{in: "localhost", err: `has no port; write localhost:50051`},
+		{in: "50051", err: `"50051" is a port without a host; write localhost:50051, say`},
+		{in: "h2c://50051", err: "write h2c://localhost:50051, say"},
+		{in: "a:1,b:2", err: "separate addresses by blanks"},
+		{in: "h2c://a:1,h2c://b:2", err: "separate addresses by blanks"},
+		{in: "unix//run/a,b", want: "unix//run/a,b"},
 		{in: "h2c://a", err: "has no port; write h2c://a:50051"},
 		{in: "grpcs://a", err: "has no port"},
 		{in: "h2c://a:443", err: "conflicts with port 443"},
