@@ -63,6 +63,9 @@ func (x *exchange) begin() *failure {
 			continue // from here on nothing that changes is missed
 		}
 		if !ok {
+			if x.h.cluster.Reconsider(x.cur) {
+				continue
+			}
 			if x.awaitNews(news) {
 				news = x.h.cluster.News()
 				continue

@@ -43,23 +43,30 @@ func (c *Cluster) scaleLocked() float64 {
 	return min(warmScale, upstream.MaxWeight/float64(most))
 }
 
-// panicLocked finds out whether so few endpoints are healthy that health does not count.
-func (c *Cluster) panicLocked(v *View) {
-	if c.cfg.Panics == nil {
-		return
-	}
-	usable, all := 0, 0
-	for i := range v.Snapshot.Endpoints {
-		s := v.Snapshot.Endpoints[i].State
+// panics tells whether so few of the endpoints are healthy that health does not count, and how many there are.
+func (c *Cluster) panics(endpoints []upstream.Endpoint) (yes bool, usable, all int) {
+	// Those come and go with each call; and who has not answered yet may well be healthy, or every start were a panic.
+	const harmless = upstream.Full | upstream.OnTrial | upstream.Connecting
+	for i := range endpoints {
+		s := endpoints[i].State
 		if s.Has(upstream.Draining) {
 			continue // nobody wants it to be used, panic or not
 		}
 		all++
-		if s.UsableExcept(upstream.Full | upstream.OnTrial) { // which come and go with each call
+		if s.UsableExcept(harmless) {
 			usable++
 		}
 	}
-	v.Panic = c.cfg.Panics(usable, all)
+	return c.cfg.Panics(usable, all), usable, all
+}
+
+// panicLocked judges the view.
+func (c *Cluster) panicLocked(v *View) {
+	if c.cfg.Panics == nil {
+		return
+	}
+	var usable, all int
+	v.Panic, usable, all = c.panics(v.Snapshot.Endpoints)
 	if v.Panic == c.panicking {
 		return
 	}
@@ -69,6 +76,35 @@ func (c *Cluster) panicLocked(v *View) {
 	} else {
 		c.cfg.Logger.Info("enough upstreams are healthy again (panic_threshold)", zap.Int("healthy", usable), zap.Int("upstreams", all))
 	}
+}
+
+// Reconsider is for a call that found no endpoint in the view: views are made some time after health has changed, and until
+// then nobody would notice that there is a panic. It returns true if there is another view to look at.
+func (c *Cluster) Reconsider(v *View) bool {
+	if c.View() != v {
+		return true
+	}
+	if v.Panic || c.cfg.Panics == nil {
+		return false
+	}
+	if yes, _, _ := c.panics(v.Snapshot.Endpoints); !yes { // no more than it took to find no endpoint
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.View() != v:
+		return true
+	case c.closed:
+		return false // nobody would find out that it is over
+	}
+	next := *v // the picker is good for a panic too
+	if c.panicLocked(&next); !next.Panic {
+		return false
+	}
+	c.view.Store(&next)
+	c.tell()
+	return true
 }
 
 // watchesHealth tells whether a view depends on which endpoints were usable when it was made.

@@ -1,10 +1,15 @@
 package cluster
 
 import (
+	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -109,6 +114,100 @@ func TestPanics(t *testing.T) {
 		}
 		state(2).End()
 	})
+}
+
+// A call that finds no endpoint need not wait for the next view to learn of a panic.
+func TestPanicAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t, Config{Static: endpoints(1, 2), Panics: func(usable, all int) bool { return 2*usable < all }})
+		settle()
+		before := f.View()
+		state := func(i int) *upstream.State { return before.Snapshot.Endpoints[i].State }
+		if f.Reconsider(before) {
+			t.Error("another view though nothing is the matter")
+		}
+		state(0).SetUsable(false)
+		if f.Reconsider(before) {
+			t.Error("panic with half of the endpoints healthy")
+		}
+		state(1).SetUsable(false)
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if !f.Reconsider(before) || !f.View().Panic {
+					t.Error("no panic with no healthy endpoint")
+				}
+			})
+		}
+		wg.Wait()
+		if n := f.warnings("panic_threshold"); n != 1 || f.View().Snapshot != before.Snapshot {
+			t.Errorf("%d warnings, a new picker %v", n, f.View().Snapshot != before.Snapshot)
+		}
+		if f.Reconsider(f.View()) {
+			t.Error("another view in a panic")
+		}
+		settle()
+		if !f.View().Panic || f.warnings("panic_threshold") != 1 {
+			t.Errorf("the next view: panic %v, %d warnings", f.View().Panic, f.warnings("panic_threshold"))
+		}
+		state(0).SetUsable(true)
+		settle()
+		if f.View().Panic {
+			t.Error("the panic goes on")
+		}
+		f.Close()
+		state(0).SetUsable(false)
+		if f.Reconsider(f.View()) {
+			t.Error("a panic that nobody would end")
+		}
+		for i := range 2 {
+			state(i).SetUsable(true)
+		}
+	})
+}
+
+// Endpoints that have not answered yet are no reason to panic: calls wait for them.
+func TestNoPanicAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := start(t, Config{
+			Static: endpoints(1, 2, 3), Hold: true, Panics: func(usable, all int) bool { return 2*usable < all },
+			Companions: []Companion{func(_ *upstream.Endpoint, e *transport.Endpoint) func() {
+				e.State.Set(upstream.Connecting)
+				return func() {}
+			}},
+		})
+		settle()
+		if f.View().Panic || f.Reconsider(f.View()) {
+			t.Error("panic before the first answer")
+		}
+		for i := range 2 {
+			f.View().Endpoints[i].State.Change(upstream.Unhealthy, upstream.Connecting, "")
+		}
+		if !f.Reconsider(f.View()) || !f.View().Panic {
+			t.Error("no panic when most are known to be unhealthy")
+		}
+	})
+}
+
+// BenchmarkReconsider: what a call that finds none of 10,000 endpoints pays, when there is no panic.
+func BenchmarkReconsider(b *testing.B) {
+	list := make([]upstream.Endpoint, 10_000)
+	for i := range list {
+		list[i] = upstream.Endpoint{Network: "tcp", Address: fmt.Sprintf("127.0.0.1:%d", i+1)}
+	}
+	c, err := New(Config{
+		Static: list, Policy: new(selection.RoundRobin), Logger: zap.NewNop(), Panics: func(usable, all int) bool { return 2*usable < all },
+		Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{} },
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	for b.Loop() {
+		if c.Reconsider(c.View()) {
+			b.Fatal("panic")
+		}
+	}
 }
 
 // Calls are held until the companions were started.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -177,6 +178,42 @@ func TestPanic(t *testing.T) {
 	})
 	backends[0].Health.SetServingStatus("", serving)
 	eventually(t, "the panic is over", func() bool { return spread(t, c, 20, 2, backends...)[1] == 0 })
+}
+
+// TestPanicAtOnce: no call fails when all upstreams become unhealthy at the same moment.
+func TestPanicAtOnce(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\thealth_check grpc\n\tpanic_threshold 50\n\tlb_policy round_robin\n}"})
+	all := func(s grpc_health_v1.HealthCheckResponse_ServingStatus, usable bool) {
+		for _, b := range backends {
+			b.Health.SetServingStatus("", s)
+		}
+		eventually(t, "the upstreams' health is known", func() bool {
+			return stateOf(t, backends[0].Addr()).Usable() == usable && stateOf(t, backends[1].Addr()).Usable() == usable
+		})
+	}
+	c := client(t, p.H2C)
+	spread(t, c, 30, 2, backends...)
+	for range 3 {
+		load := startCallers(t, 4, c)
+		load.more(t, 100)
+		all(notServing, false)
+		load.more(t, 1000)
+		if failures := load.stop(); len(failures) > 0 {
+			t.Fatalf("%d calls failed, the first with %v", len(failures), failures[0].err)
+		}
+		all(serving, true)
+		panics := func(text string) (n int) {
+			for _, e := range p.Log("http.handlers.grpc_proxy") {
+				if m, _ := e["msg"].(string); strings.Contains(m, text) && strings.Contains(m, "panic_threshold") {
+					n++
+				}
+			}
+			return n
+		}
+		eventually(t, "the panic is over", func() bool { return panics("so few") == panics("enough") })
+	}
 }
 
 // TestOutlierInTrailers: an upstream that answers, with a message even, and then says UNAVAILABLE in its trailers, is ejected.
