@@ -156,6 +156,7 @@ func (c *Conn) streamErrorLocked(s *Stream, code ErrCode, rule string) *Error {
 
 func (c *Conn) failLocked(s *Stream, e *Error) *Error {
 	s.resetLocked(e.Code, e)
+	c.control()
 	c.stats.InducedResets++
 	ok := c.client || c.lim.take(&c.lim.resets, c.lastRead.Load())
 	c.unlock()
@@ -194,6 +195,7 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 		c.grantConnLocked()
 		if err == nil && !c.client && !c.resetByUsLocked(f.id) && !c.refusedLocked(f.id) {
 			c.appendReset(f.id, StreamClosed)
+			c.control()
 			c.rememberLocked(f.id)
 			c.stats.InducedResets++
 			if !c.lim.take(&c.lim.resets, c.lastRead.Load()) {

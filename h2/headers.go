@@ -218,6 +218,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 		defer c.unlock()
 		c.stats.Refused++
 		c.appendReset(id, RefusedStream)
+		c.control()
 		c.rememberLocked(id)
 		if c.settingsAcked && !c.lim.take(&c.lim.resets, c.lastRead.Load()) {
 			return violation(EnhanceYourCalm, "too many streams above MAX_CONCURRENT_STREAMS")
@@ -259,6 +260,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 			code = InternalError
 		}
 		s.resetLocked(code, &Error{Kind: KindReset, Code: code})
+		c.control()
 	}
 	return nil
 }
@@ -282,6 +284,7 @@ func (c *Conn) answerOversized(s *Stream, fields []Field) {
 			code = NoError
 		}
 		s.resetLocked(code, &Error{Kind: KindHeaderListSize, Code: code})
+		c.control()
 	}
 	c.unlock()
 }

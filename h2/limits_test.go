@@ -2,7 +2,9 @@ package h2
 
 import (
 	"bytes"
+	"encoding/binary"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -396,4 +398,40 @@ func TestPeerThatNeverReads(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	p.Resume()
+}
+
+// A peer that reads nothing makes us queue only so many answers. Calls this side has given up are none.
+func TestAnswersThatWait(t *testing.T) {
+	t.Run("forced", func(t *testing.T) {
+		wiretest.CheckLeaks(t)
+		a, b := net.Pipe()
+		c := Server(b, Config{ResetBudget: 1 << 20}, acceptEcho)
+		hello := append([]byte(clientPreface), 0, 0, 0, 4, 0, 0, 0, 0, 0)
+		if _, err := a.Write(hello); err != nil {
+			t.Fatal(err)
+		}
+		// Requests without any field are malformed: each is answered with RST_STREAM, which nobody reads.
+		for id := uint32(1); c.Err() == nil && id < 4*maxControls; id += 2 {
+			if _, err := a.Write(binary.BigEndian.AppendUint32([]byte{0, 0, 0, 1, 5}, id)); err != nil {
+				break
+			}
+		}
+		a.Close()
+		wait(t, c.Done())
+		if e := c.Err(); e.Code != EnhanceYourCalm || e.Debug != "too many answers to control frames wait for the peer" {
+			t.Error(e)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		c, p := clientAgainst(t, Config{})
+		<-c.Ready()
+		p.ExpectSettingsAck()
+		for range maxControls + 1000 {
+			mustOpen(t, c, true, nil).Reset(Cancel)
+		}
+		p.Barrier() // a frame from the peer makes the reader look
+		if c.Err() != nil {
+			t.Error(c.Err())
+		}
+	})
 }

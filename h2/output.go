@@ -110,10 +110,10 @@ func setLength(header []byte, n int) {
 // control counts a frame that we send only because the peer made us: their number in the queue is bounded.
 func (c *Conn) control() { c.controls++ }
 
+// appendReset appends RST_STREAM. Where it is the peer's doing the caller counts it with control.
 func (c *Conn) appendReset(id uint32, code ErrCode) {
 	o := c.frame(4, http2.FrameRSTStream, 0, id)
 	o.b = binary.BigEndian.AppendUint32(o.b, uint32(code))
-	c.control()
 }
 
 func (c *Conn) appendWindowUpdate(id, n uint32) {
