@@ -41,10 +41,11 @@ type Conn struct {
 
 	// Streams.
 	streams   map[uint32]*Stream
-	nextID    uint32 // client: the next stream's identifier. server: one above the highest the peer has used
-	draining  bool   // no new streams
-	recent    []uint32
+	nextID    uint32   // client: the next stream's identifier. server: one above the highest the peer has used
+	draining  bool     // no new streams
+	recent    []uint32 // streams we have reset (stray.go)
 	recentPos int
+	stray     allowance
 
 	// What the peer's SETTINGS say.
 	peerReady         bool

@@ -127,7 +127,7 @@ func (c *Conn) onWindowUpdate(f frameHeader, p []byte) *Error {
 	s := c.streams[f.id]
 	switch {
 	case s == nil:
-		return c.strayLocked(f.id, "WINDOW_UPDATE")
+		return c.strayLocked(f.id, 0, "WINDOW_UPDATE")
 	case n == 0:
 		return c.streamErrorLocked(s, ProtocolError, "WINDOW_UPDATE of 0")
 	case s.sendWin+n > maxWindowLimit:

@@ -2,7 +2,6 @@ package h2
 
 import (
 	"encoding/binary"
-	"slices"
 
 	"golang.org/x/net/http2"
 )
@@ -108,46 +107,6 @@ func payload(f frameHeader, p []byte) ([]byte, *Error) {
 	return p[:len(p)-pad], nil
 }
 
-// idleLocked tells whether a stream identifier was never used.
-func (c *Conn) idleLocked(id uint32) bool { return id&1 == 0 || id >= c.nextID }
-
-// strayLocked is for frames on streams that are not in the table: an error on those never used (RFC 9113 section
-// 5.1), counted and ignored on those that are over, since they may have crossed our own frames.
-func (c *Conn) strayLocked(id uint32, what string) *Error {
-	if c.idleLocked(id) && !c.refusedLocked(id) {
-		return violation(ProtocolError, what+" on an idle stream")
-	}
-	c.stats.Ignored++
-	if !c.lim.take(&c.lim.ignored, c.lastRead.Load()) {
-		return violation(EnhanceYourCalm, "flood of frames on closed streams")
-	}
-	return nil
-}
-
-// refusedLocked tells whether a stream is above the last identifier of our GOAWAY, so that all its frames are ignored.
-func (c *Conn) refusedLocked(id uint32) bool { return !c.client && id&1 == 1 && id > c.goAwayOut }
-
-// mostRecent is how many reset streams are remembered.
-const mostRecent = 512
-
-// rememberLocked keeps the identifiers of streams we have reset: what the peer sent before it knew is to be ignored
-// (RFC 9113 section 5.4.2).
-func (c *Conn) rememberLocked(id uint32) {
-	if len(c.recent) < mostRecent {
-		c.recent = append(c.recent, id)
-		return
-	}
-	c.recent[c.recentPos] = id
-	c.recentPos = (c.recentPos + 1) % mostRecent
-}
-
-func (c *Conn) resetByUsLocked(id uint32) bool {
-	if slices.Contains(c.recent, id) {
-		return true
-	}
-	return len(c.recent) == mostRecent // it may have been forgotten: the benefit of the doubt
-}
-
 // streamErrorLocked resets a stream whose peer broke a rule and tells the receiver (RFC 9113 section 5.4.2). It
 // releases mu meanwhile. Its result is not nil when the peer has done so too often.
 func (c *Conn) streamErrorLocked(s *Stream, code ErrCode, rule string) *Error {
@@ -190,7 +149,7 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 	s := c.streams[f.id]
 	if s == nil {
 		defer c.unlock()
-		err := c.strayLocked(f.id, "DATA")
+		err := c.strayLocked(f.id, full, "DATA")
 		c.owed += full
 		c.grantConnLocked()
 		if err == nil && !c.client && !c.resetByUsLocked(f.id) && !c.refusedLocked(f.id) {
@@ -275,7 +234,7 @@ func (c *Conn) onReset(f frameHeader, p []byte) *Error {
 	c.mu.Lock()
 	s := c.streams[f.id]
 	if s == nil {
-		err := c.strayLocked(f.id, "RST_STREAM")
+		err := c.strayLocked(f.id, 0, "RST_STREAM")
 		c.unlock()
 		return err
 	}

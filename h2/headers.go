@@ -130,7 +130,7 @@ func (c *Conn) onFields(id uint32, end bool) *Error {
 		if !c.client && !c.idleLocked(id) && !c.resetByUsLocked(id) {
 			return violation(StreamClosed, "HEADERS on a closed stream")
 		}
-		return c.strayLocked(id, "HEADERS")
+		return c.strayLocked(id, 0, "HEADERS")
 	case s.recvEnd:
 		defer c.unlock()
 		return c.streamErrorLocked(s, StreamClosed, "HEADERS after END_STREAM")
@@ -210,6 +210,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 	c.nextID = id + 1
 	if c.refusedLocked(id) {
 		c.stats.Ignored++ // RFC 9113 section 6.8: above the last identifier of our GOAWAY
+		c.stray.allow(c.firstWindowLocked(), end)
 		c.unlock()
 		return nil
 	}
@@ -220,6 +221,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 		c.appendReset(id, RefusedStream)
 		c.control()
 		c.rememberLocked(id)
+		c.stray.allow(c.firstWindowLocked(), end)
 		if c.settingsAcked && !c.lim.take(&c.lim.resets, c.lastRead.Load()) {
 			return violation(EnhanceYourCalm, "too many streams above MAX_CONCURRENT_STREAMS")
 		}

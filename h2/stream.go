@@ -208,6 +208,7 @@ func (s *Stream) resetLocked(code ErrCode, err *Error) {
 	c.appendReset(s.id, code)
 	s.err = err
 	c.rememberLocked(s.id)
+	c.stray.allow(s.recvWin, s.recvEnd)
 	s.dropLocked()
 }
 
