@@ -197,6 +197,9 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 	if s.want >= 0 {
 		s.want -= n
 	}
+	if n > 0 {
+		c.lim.content()
+	}
 	s.held += n
 	c.held += n
 	c.stats.HeldPeak = max(c.stats.HeldPeak, c.held)

@@ -118,6 +118,7 @@ func (c *Conn) onBlock(id uint32, block []byte, end bool) *Error {
 
 func (c *Conn) onFields(id uint32, end bool) *Error {
 	c.mu.Lock()
+	c.lim.content()
 	if c.in.tooLarge {
 		c.stats.OversizedHeaders++
 	}
@@ -177,6 +178,7 @@ func (c *Conn) onResponse(s *Stream, end bool) *Error {
 		return c.streamErrorLocked(s, ProtocolError, rule)
 	}
 	s.headDone = true
+	c.lim.answered()
 	if end {
 		c.endReceivedLocked(s)
 	}

@@ -10,9 +10,9 @@ type limits struct {
 	settings      bucket // SETTINGS, GOAWAY
 	pings         bucket // PING; DATA and HEADERS we send refill it, as gRFC A8 does (BDP probing pings once per round trip)
 	windowUpdates bucket // WINDOW_UPDATE; DATA and HEADERS we send refill it
-	emptyData     bucket // DATA without payload and END_STREAM
+	emptyData     bucket // DATA without payload and END_STREAM; header blocks and DATA with a payload refill it
 	ignored       bucket // PRIORITY, unknown frames, frames on closed streams; refilled like pings
-	informational bucket // 1xx
+	informational bucket // 1xx; final response heads refill it
 }
 
 type bucket struct {
@@ -56,6 +56,12 @@ func (l *limits) progress() {
 	l.windowUpdates.left = l.windowUpdates.burst
 	l.ignored.left = l.ignored.burst
 }
+
+// content notes a header block, or DATA with a payload: the empty frames before it were a habit of the peer's, not a flood.
+func (l *limits) content() { l.emptyData.left = l.emptyData.burst }
+
+// answered notes a final response head.
+func (l *limits) answered() { l.informational.left = l.informational.burst }
 
 // completed notes a stream that ended in order.
 func (l *limits) completed() { l.resets.left = min(l.resets.left+1, l.resets.burst) }

@@ -122,6 +122,58 @@ func TestCancelledCallsAreNoAttack(t *testing.T) {
 	}
 }
 
+// What every call may bring along is no attack, however many calls a connection has carried.
+func TestManyCallsAreNoAttack(t *testing.T) {
+	const calls = 1500
+	for name, write := range map[string]func(p *wiretest.Conn, id uint32){
+		"empty DATA": func(p *wiretest.Conn, id uint32) {
+			p.WriteHeaders(id, wiretest.Head(), false)
+			p.WriteData(id, nil, false)
+			p.WriteData(id, []byte("x"), false)
+			p.WriteData(id, nil, false)
+			p.WriteHeaders(id, wiretest.Fields("grpc-status", "0"), true)
+		},
+		"informational responses": func(p *wiretest.Conn, id uint32) {
+			p.WriteHeaders(id, wiretest.Fields(":status", "103"), false)
+			p.WriteHeaders(id, wiretest.Head("grpc-status", "0"), true)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, p := clientAgainst(t, Config{})
+			<-c.Ready()
+			for range calls {
+				mustOpen(t, c, true, newRecorderOf(t, 4))
+			}
+			c.Flush()
+			p.Batch(func() {
+				for range calls {
+					write(p, p.ExpectHeaders().Stream)
+				}
+			})
+			until(t, "all calls have ended", func() bool { return c.Streams() == 0 })
+			if c.Err() != nil {
+				t.Error(c.Err())
+			}
+		})
+	}
+	t.Run("empty DATA among others", func(t *testing.T) {
+		a := newCalls(t)
+		c, p := serverAgainst(t, Config{}, a.accept)
+		id := p.Open(wiretest.Request("a", "/s/m"), false)
+		a.next()
+		p.Batch(func() {
+			for range calls {
+				p.WriteData(id, nil, false)
+				p.WriteData(id, []byte("x"), false)
+			}
+		})
+		p.Barrier()
+		if st := c.Stats(); st.EmptyData != calls {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
 func TestContinuationFlood(t *testing.T) {
 	for name, tt := range map[string]struct {
 		piece int
