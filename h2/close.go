@@ -100,6 +100,11 @@ const drainTimeout = 5 * time.Second
 // stream. It does not wait.
 func (c *Conn) Shutdown() {
 	c.mu.Lock()
+	c.shutdownLocked()
+	c.flushLocked()
+}
+
+func (c *Conn) shutdownLocked() {
 	switch {
 	case c.over != nil:
 	case c.client:
@@ -111,10 +116,7 @@ func (c *Conn) Shutdown() {
 		c.appendPing(false, drainPing)
 		c.drainAt = c.nano() + int64(drainTimeout)
 		c.armLocked(c.drainAt)
-		c.flushLocked()
-		return
 	}
-	c.unlock()
 }
 
 // drainLocked is the second step of a server's Shutdown.

@@ -63,7 +63,7 @@ type Config struct {
 	PingWithoutStreams bool
 	// PingTimeout ends the connection when nothing at all is read for so long after such a PING; default 20 s.
 	PingTimeout time.Duration
-	// IdleTimeout shuts the connection down when it has had no stream for so long; 0 is off.
+	// IdleTimeout shuts the connection down when it has had no stream for so long since the peer's first SETTINGS; 0 is off.
 	IdleTimeout time.Duration
 
 	// ResetBudget is how many streams the peer may make us abandon in a burst (server role: RST_STREAM of the client

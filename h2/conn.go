@@ -92,7 +92,7 @@ type Conn struct {
 	kaSentAt       int64 // nano of the unanswered keepalive PING, 0 if none
 	drainAt        int64 // nano at which the drain goes on without its PING's answer
 	blockAt        int64 // nano at which an unfinished header block was begun, 0 if none
-	idleAt         int64 // nano since which there is no stream, 0 if there are some
+	idleAt         int64 // nano since which the connection is idle, 0 while it is not
 
 	lim limits
 }
@@ -148,14 +148,10 @@ func (c *Conn) start() {
 		c.appendWindowUpdate(0, uint32(extra))
 	}
 	c.settingsSentAt = c.nano()
-	c.idleAt = c.settingsSentAt
 	c.timer = time.AfterFunc(c.cfg.SettingsTimeout, c.onTimer)
 	c.timerAt = c.settingsSentAt + int64(c.cfg.SettingsTimeout)
 	if c.cfg.PingInterval > 0 {
 		c.armLocked(c.settingsSentAt + int64(c.cfg.PingInterval))
-	}
-	if c.cfg.IdleTimeout > 0 {
-		c.armLocked(c.settingsSentAt + int64(c.cfg.IdleTimeout))
 	}
 	c.unlock()
 	c.Flush()
@@ -330,9 +326,6 @@ func (c *Conn) removeLocked(s *Stream) {
 		return
 	}
 	c.events |= evIdle
-	if c.cfg.IdleTimeout > 0 {
-		c.idleAt = c.nano()
-		c.armLocked(c.idleAt + int64(c.cfg.IdleTimeout))
-	}
+	c.idleSinceLocked(c.nano())
 	c.endIfDrainedLocked()
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -424,6 +425,35 @@ func TestIdleTimeout(t *testing.T) {
 	if e := c.Err(); e.Kind != KindLocal {
 		t.Error(e)
 	}
+}
+
+// The idle timeout counts from the peer's SETTINGS on: until then the connection is being made, and SettingsTimeout is what
+// bounds that.
+func TestIdleTimeoutStartsWithSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		c := Client(a, Config{IdleTimeout: time.Second})
+		go func() { _, _ = io.Copy(io.Discard, b) }()
+		time.Sleep(5 * time.Second) // on the bubble's clock
+		if c.Draining() {
+			t.Fatalf("idle before it was ready: %v", c.Err())
+		}
+		if _, err := b.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0}); err != nil {
+			t.Fatal(err)
+		}
+		<-c.Ready()
+		time.Sleep(time.Second - 1)
+		if c.Draining() {
+			t.Errorf("idle too soon: %v", c.Err())
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if !c.Draining() {
+			t.Error("not idle in time")
+		}
+		b.Close()
+		<-c.Done()
+	})
 }
 
 // A peer that sends requests and reads no answers fills neither memory nor time.

@@ -65,6 +65,9 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 	}
 	c.frame(0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 	c.control()
+	if !c.peerReady && len(c.streams) == 0 {
+		c.idleSinceLocked(c.lastRead.Load()) // until now the connection was being made
+	}
 	c.peerReady = true
 	if c.availableLocked() > before {
 		c.events |= evCapacity

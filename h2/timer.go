@@ -59,9 +59,7 @@ func (c *Conn) onTimer() {
 	}
 	if cfg.IdleTimeout > 0 && c.idleAt != 0 && late(c.idleAt+int64(cfg.IdleTimeout)) {
 		c.idleAt = 0
-		c.unlock()
-		c.Shutdown()
-		c.mu.Lock()
+		c.shutdownLocked() // at once: no stream may be opened in between
 	}
 	if over != nil {
 		c.endLocked(over, true)
@@ -70,6 +68,14 @@ func (c *Conn) onTimer() {
 		c.armLocked(next)
 	}
 	c.flushLocked()
+}
+
+// idleSinceLocked starts the idle timeout.
+func (c *Conn) idleSinceLocked(at int64) {
+	if c.cfg.IdleTimeout > 0 {
+		c.idleAt = at
+		c.armLocked(at + int64(c.cfg.IdleTimeout))
+	}
 }
 
 // keepaliveLocked sends a PING when nothing was read for the interval, and ends the connection when nothing is read
