@@ -81,7 +81,8 @@ type Config struct {
 	// its. On a client connection no stream can be opened any more.
 	OnGoAway func(*Conn, *Error)
 	// OnNearlyFull is called, on client connections, when a stream was opened that leaves no more than an eighth of
-	// the limit: it is time for another connection. It runs on the goroutine that opened the stream.
+	// the limit, or that had the last identifier (the connection is draining then): it is time for another connection.
+	// It runs on the goroutine that opened the stream.
 	OnNearlyFull func(*Conn)
 	// OnCapacity is called, on client connections, when a stream's place became free or the peer raised its limit.
 	// It must be cheap and must not take a lock that is held around calls of Stream and Conn methods.

@@ -164,7 +164,7 @@ func (c *Conn) nano() int64 { return int64(time.Since(c.epoch)) + 1 }
 const (
 	evCapacity   = 1 << iota // a stream's place became free or the limit rose
 	evIdle                   // the last stream ended
-	evNearlyFull             // few streams more can be opened
+	evNearlyFull             // few streams more can be opened, or none ever
 )
 
 // unlock releases mu and makes the calls that became due under it.
@@ -282,6 +282,7 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 	if c.nextID > maxStreamID {
 		// RFC 9113 section 5.1.1: a client that runs out of identifiers opens a new connection.
 		c.leaveLocked()
+		c.events |= evNearlyFull
 	}
 	c.appendHeaders(s.id, fields, end)
 	c.unlock()

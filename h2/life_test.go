@@ -74,7 +74,12 @@ func TestNoLimit(t *testing.T) {
 
 // RFC 9113 section 5.1.1: identifiers are used once; a connection that has none left drains.
 func TestIdentifiersRunOut(t *testing.T) {
-	c, p := clientAgainst(t, Config{})
+	var told atomic.Int32
+	c, p := clientAgainst(t, Config{OnNearlyFull: func(c *Conn) {
+		if c.Draining() {
+			told.Add(1)
+		}
+	}})
 	<-c.Ready()
 	c.mu.Lock()
 	c.nextID = maxStreamID
@@ -86,8 +91,8 @@ func TestIdentifiersRunOut(t *testing.T) {
 	c.Flush()
 	p.ExpectHeaders()
 	wait(t, c.Leaving())
-	if c.Available() != 0 || !c.Draining() {
-		t.Error("not draining")
+	if c.Available() != 0 || !c.Draining() || told.Load() != 1 {
+		t.Errorf("not draining, or told %d times", told.Load())
 	}
 	p.WriteHeaders(maxStreamID, wiretest.Head(), true)
 	wait(t, c.Done())

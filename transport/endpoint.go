@@ -227,7 +227,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 		InitialConnWindow:  connWindow,
 		MaxConnWindow:      connWindow,
 		OnCapacity:         func(*h2.Conn) { e.capacity() },
-		OnNearlyFull:       func(*h2.Conn) { e.nearlyFull() },
+		OnNearlyFull:       func(*h2.Conn) { e.nearlyFull(c) },
 		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
 		OnClose:            func(_ *h2.Conn, err *h2.Error) { e.closed(c, err) },
 	}
@@ -244,7 +244,11 @@ func (e *Endpoint) capacity() {
 }
 
 // nearlyFull dials another connection before the ones there are full (gRFC A105), so that no call has to wait for it.
-func (e *Endpoint) nearlyFull() {
+func (e *Endpoint) nearlyFull(c *conn) {
+	if c.Draining() { // its stream identifiers are used up
+		e.retire(c)
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	conns := *e.conns.Load()
@@ -277,7 +281,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	c.stopTimer()
 	if e.removeLocked(c) {
 		e.logger.Load().Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
-		if err.Kind != h2.KindLocal || e.keepMin { // else it was idle
+		if err.Kind != h2.KindLocal || e.keepMin || len(e.queue) > 0 { // else it was idle, and may stay away
 			e.replaceLocked(c)
 		}
 	}
