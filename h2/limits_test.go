@@ -442,11 +442,11 @@ func TestIdleTimeoutStartsWithSettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-c.Ready()
-		time.Sleep(time.Second - 1)
+		time.Sleep(time.Second - time.Nanosecond)
 		if c.Draining() {
 			t.Errorf("idle too soon: %v", c.Err())
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if !c.Draining() {
 			t.Error("not idle in time")
