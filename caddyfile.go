@@ -390,6 +390,7 @@ func (p *parser) headerDown() error {
 
 func (p *parser) headerOp(ops *headers.HeaderOps) error {
 	var (
+		word        = p.Val()
 		args        = p.RemainingArgs()
 		value       string
 		replacement *string
@@ -406,6 +407,9 @@ func (p *parser) headerOp(ops *headers.HeaderOps) error {
 	}
 	if err := headers.CaddyfileHeaderOp(ops, args[0], value, replacement); err != nil {
 		return p.WrapErr(err)
+	}
+	if err := checkHeaderOps(ops); err != nil {
+		return p.Errf("%s: %w", word, err)
 	}
 	return nil
 }

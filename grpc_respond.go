@@ -2,7 +2,9 @@ package grpcproxy
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -80,14 +82,22 @@ func (g *Respond) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			g.Metadata = make(map[string][]string)
 		}
 		g.Metadata[kv[0]] = append(g.Metadata[kv[0]], kv[1:]...)
+		if err := g.Validate(); err != nil {
+			return d.WrapErr(err)
+		}
 	}
 	return nil
 }
 
-// Validate refuses codes that are none.
+// Validate refuses codes that are none, and metadata that would not reach the client.
 func (g *Respond) Validate() error {
 	if g.Code == "" {
 		return fmt.Errorf("grpc_respond needs a status code, such as UNAVAILABLE")
+	}
+	for _, key := range slices.Sorted(maps.Keys(g.Metadata)) {
+		if err := checkOwnMetadata(key); err != nil {
+			return fmt.Errorf("metadata: %w", err)
+		}
 	}
 	if hasPlaceholder(string(g.Code)) {
 		return nil

@@ -2,6 +2,7 @@ package grpcproxy
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -64,6 +65,9 @@ func (m *MatchGRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				m.Services = append(m.Services, arg)
 			}
 		}
+		if err := m.Validate(); err != nil {
+			return d.WrapErr(err)
+		}
 		for nesting := d.Nesting(); d.NextBlock(nesting); {
 			word := d.Val()
 			args := d.RemainingArgs()
@@ -81,6 +85,9 @@ func (m *MatchGRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				}
 			default:
 				return d.Errf("unrecognized word %q in the grpc matcher; expected service, method or metadata", word)
+			}
+			if err := m.Validate(); err != nil {
+				return d.WrapErr(err)
 			}
 		}
 	}
@@ -108,9 +115,17 @@ func (m *MatchGRPC) unmarshalMetadata(d *caddyfile.Dispenser, args []string) err
 
 // Validate refuses names that no call can have.
 func (m *MatchGRPC) Validate() error {
+	for _, key := range slices.Sorted(maps.Keys(m.Metadata)) {
+		if err := checkName(key); err != nil {
+			return fmt.Errorf("grpc matcher: metadata: %w", err)
+		}
+	}
 	for _, s := range slices.Concat(m.Services, m.Methods) {
 		if s == "" || strings.HasPrefix(s, "/") {
 			return fmt.Errorf("grpc matcher: %q is not a name; write pkg.Service or pkg.Service/Method, without a leading slash", s)
+		}
+		if name, ok := strings.CutSuffix(s, "/"); ok {
+			return fmt.Errorf("grpc matcher: %q ends with a slash, which no method does; write %s for a whole service, or %s/Method", s, name, name)
 		}
 		if i := strings.IndexByte(s, '*'); i >= 0 && i != len(s)-1 {
 			return fmt.Errorf("grpc matcher: %q has a * that is not at the end", s)

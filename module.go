@@ -261,6 +261,9 @@ func (h *Handler) Validate() error {
 		if err := h.Headers.Validate(); err != nil {
 			return fmt.Errorf("headers: %w", err)
 		}
+		if err := checkHeaders(h.Headers); err != nil {
+			return fmt.Errorf("headers: %w", err)
+		}
 	}
 	if err := checkGroup(h.Group); err != nil {
 		return err
