@@ -57,7 +57,11 @@ func (c *Cluster) panics(endpoints []upstream.Endpoint) (yes bool, usable, all i
 			usable++
 		}
 	}
-	return c.cfg.Panics(usable, all), usable, all
+	if !c.cfg.Panics(usable, all) {
+		return false, usable, all
+	}
+	carrier, ok := c.cfg.Policy.(selection.Carrier)
+	return !ok || !carrier.CarriesAll(endpoints), usable, all
 }
 
 // panicLocked judges the view.

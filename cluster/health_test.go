@@ -210,6 +210,34 @@ func BenchmarkReconsider(b *testing.B) {
 	}
 }
 
+// Where one level of priority carries all calls, the health of the others is no reason to panic.
+func TestNoPanicWhileALevelCarries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list := endpoints(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+		for i := range list[4:] {
+			list[4+i].Priority = 1
+		}
+		f := start(t, Config{
+			Static: list, Policy: selection.WithPriorities(new(selection.RoundRobin)),
+			Panics: func(usable, all int) bool { return 2*usable < all },
+		})
+		state := func(i int) *upstream.State { return f.View().Snapshot.Endpoints[i].State }
+		for i := range 6 {
+			state(4 + i).SetUsable(false)
+		}
+		state(0).SetUsable(false)
+		settle()
+		if f.View().Panic || f.Reconsider(f.View()) {
+			t.Error("panic with three of four endpoints of the first level")
+		}
+		state(1).SetUsable(false)
+		settle()
+		if !f.View().Panic {
+			t.Error("no panic with two of ten endpoints, all of the first level")
+		}
+	})
+}
+
 // Calls are held until the companions were started.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -100,20 +100,25 @@ func (p *Priority) Build(s *upstream.Snapshot) Picker {
 		list   []level
 		health []int
 	)
-	factor := int(math.Round(100 * cmp.Or(p.OverprovisioningFactor, defaultOverprovisioning)))
 	for len(sorted) > 0 {
 		end := slices.IndexFunc(sorted, func(e upstream.Endpoint) bool { return e.Priority != sorted[0].Priority })
 		if end < 0 {
 			end = len(sorted)
 		}
 		list = append(list, level{endpoints: sorted[:end:end]})
-		health = append(health, min(100, factor*usable(sorted[:end])/end))
+		health = append(health, p.health(usable(sorted[:end]), end))
 		sorted = sorted[end:]
 	}
 	for i, load := range priorityLoad(health) {
 		list[i].share = float64(load) / 100
 	}
 	return p.buildLevels(s, list)
+}
+
+// health is how many percent of all calls a level can carry.
+func (p *Priority) health(usable, all int) int {
+	factor := int(math.Round(100 * cmp.Or(p.OverprovisioningFactor, defaultOverprovisioning)))
+	return min(100, factor*usable/all)
 }
 
 // priorityLoad returns how many percent of the calls each level gets, given their health in percent.

@@ -53,6 +53,37 @@ func TestPriorityLoad(t *testing.T) {
 	}
 }
 
+// Envoy's rule: the levels' health, added up.
+func TestCarriesAll(t *testing.T) {
+	for _, tt := range []struct {
+		healthy []int
+		want    bool
+	}{
+		{[]int{100, 0}, true},
+		{[]int{72, 0}, true},
+		{[]int{71, 0}, false},
+		{[]int{0, 100}, true},
+		{[]int{50, 22}, true},
+		{[]int{50, 20}, false},
+		{[]int{25, 25, 25}, true},
+		{[]int{0, 0}, false},
+		{[]int{100}, false}, // One level is judged by the threshold alone.
+	} {
+		s := healthy(tt.healthy...)
+		for name, p := range map[string]Policy{
+			"all": WithPriorities(new(Random)), "sticky": WithPriorities(&Sticky{nested: nested{new(Random)}}),
+			"cookie": WithPriorities(&Cookie{stickyPolicy: stickyPolicy{nested{new(Random)}}}),
+		} {
+			if got := p.(Carrier).CarriesAll(s.Endpoints); got != tt.want {
+				t.Errorf("%s: healthy %v: carries all %v", name, tt.healthy, got)
+			}
+		}
+	}
+	if (&Priority{OverprovisioningFactor: 1, nested: nested{new(Random)}}).CarriesAll(healthy(72, 0).Endpoints) {
+		t.Error("the factor does not count")
+	}
+}
+
 func TestPriorityShares(t *testing.T) {
 	p := WithPriorities(new(Random)).Build(healthy(50, 100))
 	const n = 50_000
