@@ -75,14 +75,19 @@ func flagOption(to *bool) func(*caddyfile.Dispenser) error {
 }
 
 // numberOption reads a whole number above 0. Where a number means something special, the field's own check says so.
-func numberOption[T int | uint64](to *T) func(*caddyfile.Dispenser) error {
+func numberOption[T int | uint64](to *T) func(*caddyfile.Dispenser) error { return unitOption(to, "") }
+
+// percentOption reads a whole number above 0 that may have a % behind it.
+func percentOption(to *int) func(*caddyfile.Dispenser) error { return unitOption(to, "%") }
+
+func unitOption[T int | uint64](to *T, unit string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		word := d.Val()
 		value, err := oneArg(d)
 		if err != nil {
 			return err
 		}
-		n, err := strconv.ParseInt(value, 10, 64)
+		n, err := strconv.ParseInt(strings.TrimSuffix(value, unit), 10, 64)
 		if err != nil || n <= 0 {
 			return d.Errf("%s: %q is not a positive whole number", word, value)
 		}
@@ -92,14 +97,19 @@ func numberOption[T int | uint64](to *T) func(*caddyfile.Dispenser) error {
 }
 
 // factorOption reads a number above 0.
-func factorOption(to *float64) func(*caddyfile.Dispenser) error {
+func factorOption(to *float64) func(*caddyfile.Dispenser) error { return fractionOption(to, "") }
+
+// shareOption reads a number above 0 that may have a % behind it.
+func shareOption(to *float64) func(*caddyfile.Dispenser) error { return fractionOption(to, "%") }
+
+func fractionOption(to *float64, unit string) func(*caddyfile.Dispenser) error {
 	return func(d *caddyfile.Dispenser) error {
 		word := d.Val()
 		value, err := oneArg(d)
 		if err != nil {
 			return err
 		}
-		x, err := strconv.ParseFloat(value, 64)
+		x, err := strconv.ParseFloat(strings.TrimSuffix(value, unit), 64)
 		if err != nil || !(x > 0) {
 			return d.Errf("%s: %q is not a positive number", word, value)
 		}

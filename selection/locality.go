@@ -73,7 +73,7 @@ func (p *Locality) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		"region":                  textOption(&p.Region),
 		"zone":                    textOption(&p.Zone),
 		"sub_zone":                textOption(&p.SubZone),
-		"share":                   factorOption(&p.Share),
+		"share":                   shareOption(&p.Share),
 		"overprovisioning_factor": factorOption(&p.OverprovisioningFactor),
 		"min_endpoints":           numberOption(&p.MinEndpoints),
 		"policy":                  policyOption(&p.PolicyRaw),

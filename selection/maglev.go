@@ -57,7 +57,7 @@ func (*Maglev) CaddyModule() caddy.ModuleInfo {
 func (p *Maglev) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return p.unmarshal(d, options{
 		"table_size":     numberOption(&p.TableSize),
-		"balance_factor": numberOption(&p.BalanceFactor),
+		"balance_factor": percentOption(&p.BalanceFactor),
 	})
 }
 

@@ -68,7 +68,7 @@ func (p *RingHash) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return p.unmarshal(d, options{
 		"min_ring_size":  numberOption(&p.MinRingSize),
 		"max_ring_size":  numberOption(&p.MaxRingSize),
-		"balance_factor": numberOption(&p.BalanceFactor),
+		"balance_factor": percentOption(&p.BalanceFactor),
 	})
 }
 

@@ -66,10 +66,11 @@ func TestHashAndStructureCaddyfile(t *testing.T) {
 		{"ring_hash header x-user", `{"keys":[{"name":"x-user","source":"header"}],"policy":"ring_hash"}`},
 		{"ring_hash client_ip", `{"keys":[{"source":"client_ip"}],"policy":"ring_hash"}`},
 		{
-			"ring_hash {\n key header X-User terminal\n key cookie s\n key method\n min_ring_size 100\n max_ring_size 200\n balance_factor 150\n fallback first\n}",
+			"ring_hash {\n key header X-User terminal\n key cookie s\n key method\n min_ring_size 100\n max_ring_size 200\n balance_factor 150%\n fallback first\n}",
 			`{"balance_factor":150,"fallback":{"policy":"first"},"keys":[{"name":"X-User","source":"header","terminal":true},{"name":"s","source":"cookie"},{"source":"method"}],"max_ring_size":200,"min_ring_size":100,"policy":"ring_hash"}`,
 		},
 		{"maglev placeholder {x} {\n table_size 251\n}", `{"keys":[{"name":"{x}","source":"placeholder"}],"policy":"maglev","table_size":251}`},
+		{"maglev path {\n balance_factor 120%\n}", `{"balance_factor":120,"keys":[{"source":"path"}],"policy":"maglev"}`},
 		{"rendezvous tls_san", `{"keys":[{"source":"tls_san"}],"policy":"rendezvous"}`},
 		{"rendezvous query q {\n fallback ring_hash path {\n min_ring_size 10\n }\n}", `{"fallback":{"keys":[{"source":"path"}],"min_ring_size":10,"policy":"ring_hash"},"keys":[{"name":"q","source":"query"}],"policy":"rendezvous"}`},
 		{"ip_hash", `{"policy":"ip_hash"}`},
@@ -91,7 +92,7 @@ func TestHashAndStructureCaddyfile(t *testing.T) {
 		{"priority", `{"policy":"priority"}`},
 		{"priority {\n overprovisioning_factor 1.2\n policy random\n}", `{"child":{"policy":"random"},"overprovisioning_factor":1.2,"policy":"priority"}`},
 		{
-			"locality {\n region eu\n zone eu-1\n sub_zone r7\n share 20\n overprovisioning_factor 1.5\n min_endpoints 3\n policy least_request 3\n}",
+			"locality {\n region eu\n zone eu-1\n sub_zone r7\n share 20%\n overprovisioning_factor 1.5\n min_endpoints 3\n policy least_request 3\n}",
 			`{"child":{"choice_count":3,"policy":"least_request"},"min_endpoints":3,"overprovisioning_factor":1.5,"policy":"locality","region":"eu","share":20,"sub_zone":"r7","zone":"eu-1"}`,
 		},
 		{"subset {\n match version {v}\n match stage prod\n fallback any\n max_subsets 7\n policy random\n}", `{"child":{"policy":"random"},"fallback":"any","match":[{"key":"version","value":"{v}"},{"key":"stage","value":"prod"}],"max_subsets":7,"policy":"subset"}`},
