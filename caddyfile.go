@@ -486,12 +486,15 @@ func (p *parser) integerOrOff(v *int) error { return orOff(p, v, p.integer) }
 func orOff[T ~int | ~int64](p *parser, v *T, read func(*T) error) error {
 	if p.CountRemainingArgs() == 1 {
 		name := p.Val()
-		if p.NextArg(); p.Val() == "off" {
+		switch p.NextArg(); p.Val() {
+		case "off":
 			if *v != 0 {
 				return p.twice(name)
 			}
 			*v = -1
 			return nil
+		case "0", "0s":
+			return p.Errf("%s: write off to turn it off, or leave the line out for the default", name)
 		}
 		p.Prev()
 	}
