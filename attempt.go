@@ -268,19 +268,22 @@ func (x *exchange) exhausted() *failure {
 		}
 		return f
 	}
-	text := "none of the " + strconv.Itoa(len(x.cur.Live())) + " upstreams is usable"
+	text, because := "none of the "+strconv.Itoa(len(x.cur.Live()))+" upstreams is usable", "; one of them: "
+	if len(x.cur.Live()) == 1 {
+		text, because = "the only upstream is not usable", ": "
+	}
 	for _, e := range x.cur.Live() {
 		if err := e.LastError(); err != nil && e.State.Has(upstream.Backoff) {
 			f := fromTransport(err)
 			f.reason = reasonNoUpstream
-			f.message = text + "; one of them: " + f.message
+			f.message = text + because + f.message
 			return f
 		}
 	}
 	return proxyFailure(grpcwire.Unavailable, reasonNoUpstream, text+": "+conditions(x.cur.Live()))
 }
 
-// conditions says how upstreams are doing that are all of no use: "2 unhealthy, 1 ejected".
+// conditions says how upstreams are doing that are all of no use: "2 unhealthy, 1 ejected", or "unhealthy" of a single one.
 func conditions(ends []*transport.Endpoint) string {
 	const busy = "not for this call (at its limit, by the health of its service, or by lb_policy)"
 	order := []string{"unhealthy", "ejected", "draining", "connecting", busy}
@@ -294,7 +297,10 @@ func conditions(ends []*transport.Endpoint) string {
 	}
 	var parts []string
 	for _, c := range order {
-		if counts[c] > 0 {
+		switch {
+		case counts[c] > 0 && len(ends) == 1:
+			return c
+		case counts[c] > 0:
 			parts = append(parts, strconv.Itoa(counts[c])+" "+c)
 		}
 	}

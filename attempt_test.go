@@ -206,3 +206,20 @@ func TestProbationInPanic(t *testing.T) {
 		t.Errorf("%d calls are counted, want 2", n)
 	}
 }
+
+// What a client is told when nothing is usable, by how many upstreams there are.
+func TestExhaustedText(t *testing.T) {
+	for n, want := range map[int]string{
+		1: "the only upstream is not usable: draining",
+		3: "none of the 3 upstreams is usable: 3 draining",
+	} {
+		x := waiting(t, 7200, n)
+		for _, e := range x.cur.Live() {
+			e.State.Drain("")
+			t.Cleanup(func() { e.State.Undrain() })
+		}
+		if f := x.exhausted(); f.message != want {
+			t.Errorf("with %d upstreams: %q, want %q", n, f.message, want)
+		}
+	}
+}

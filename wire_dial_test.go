@@ -247,7 +247,7 @@ func TestWireBackAgain(t *testing.T) {
 	addr := proxytest.FreeAddress(t)
 	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "grpc_proxy " + addr}})
 	r.fails(failure{code: codes.Unavailable, reason: "UPSTREAM_CONNECT_FAILED", says: []string{"refused"}})
-	r.fails(failure{code: codes.Unavailable, reason: "NO_UPSTREAM", says: []string{"refused"}, attempts: -1})
+	r.fails(failure{code: codes.Unavailable, reason: "NO_UPSTREAM", says: []string{"the only upstream is not usable: connect failed", "refused"}, attempts: -1})
 	nl, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
