@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -138,6 +139,43 @@ func TestHealthPerService(t *testing.T) {
 		got := spread(t, c, 10, 1, backends...)
 		return got[0] > 0
 	})
+}
+
+// TestMadeUpServices: services that clients make up, in calls or asking grpc_health, neither keep those of the upstreams from
+// being known, nor change what is known.
+func TestMadeUpServices(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	for _, b := range backends {
+		b.Health.SetServingStatus("pkg.A", serving)
+		b.Health.SetServingStatus("grpc.testing.TestService", serving)
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_health\ngrpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\tlb_policy round_robin\n}"})
+	h, conn := askHealth(t, p.H2C), dial(t, p.H2C, nil)
+	h.becomes("pkg.A", "SERVING")
+	for i := range 200 {
+		if got := h.check(fmt.Sprint("wanted.Up", i)); got != "NotFound" {
+			t.Fatalf("a service that nobody has is %s", got)
+		}
+		if err := conn.Invoke(within(t, timeout), fmt.Sprintf("/made.Up%d/Call", i), new(testgrpc.Empty), new(testgrpc.Empty)); err == nil {
+			t.Fatal("a service that nobody has was called")
+		}
+	}
+	backends[0].Health.SetServingStatus("grpc.testing.TestService", notServing)
+	leave := func(what string) {
+		t.Helper()
+		c := client(t, p.H2C)
+		eventually(t, what, func() bool { return spread(t, c, 10, 1, backends...)[0] == 0 })
+	}
+	leave("the service's calls leave")
+	if err := p.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	leave("they do not come back with a reload")
+	h = askHealth(t, p.H2C)
+	if got := h.check("pkg.A"); got != "SERVING" {
+		t.Errorf("pkg.A is %s", got)
+	}
 }
 
 // TestFirstVerdict: calls wait for the first answer of a health check, and go nowhere that is not serving.

@@ -33,8 +33,9 @@ type memoryKey struct{ question, service string }
 // checker is one check of one endpoint: what has been answered, and when to ask again.
 type checker struct {
 	g *checks
-	// Its own: what is under way when the checks end may outlast their next beginning.
+	// Its own: what is under way when the check ends may outlast its next beginning.
 	ctx    context.Context
+	cancel context.CancelFunc
 	target Target // but for Logger
 	// perRPC: the verdict is on calls of the service, not on the endpoint.
 	perRPC bool
@@ -54,8 +55,9 @@ type checker struct {
 }
 
 func newChecker(g *checks, service string, perRPC bool) *checker {
-	mem := g.state.Memory(memoryKey{g.settings.Load().question, service}, func() any { return new(memory) }).(*memory)
-	c := &checker{g: g, ctx: g.ctx, target: g.target, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+	mem := g.r.memoryLocked(memoryKey{g.settings.Load().question, service})
+	c := &checker{g: g, target: g.target, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.target.Service = service
 	return c
 }
@@ -115,6 +117,7 @@ func (c *checker) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stopped = true
+	c.cancel()
 	if c.timer != nil {
 		c.timer.Stop()
 	}
@@ -126,12 +129,12 @@ func (c *checker) stop() {
 	}
 }
 
-// is says what is known of the service. Before the first answer its calls may go to the endpoint: what holds for the
-// server as a whole holds for them.
-func (c *checker) is() upstream.Service {
+// found says what is known of the service, and whether there has been an answer, or none in time. Before that its calls may
+// go to the endpoint: what holds for the server as a whole holds for them.
+func (c *checker) found() (is upstream.Service, answered bool) {
 	c.mem.mu.Lock()
 	defer c.mem.mu.Unlock()
-	return upstream.Service{Usable: c.mem.status != unhealthy, Known: c.mem.known}
+	return upstream.Service{Usable: c.mem.status != unhealthy, Known: c.mem.known}, c.mem.status != connecting || c.mem.known != upstream.Unsure
 }
 
 // learn notes whether the endpoint knows the service, and returns whether that is news that concern calls.

@@ -1,7 +1,6 @@
 package healthcheck
 
 import (
-	"context"
 	"sync/atomic"
 	"time"
 
@@ -18,8 +17,6 @@ type checks struct {
 	settings atomic.Pointer[Active] // the last of users
 	state    *upstream.State
 	target   Target
-	ctx      context.Context
-	cancel   context.CancelFunc
 	perRPC   bool
 	logged   atomic.Bool // that the server has no health service
 
@@ -38,7 +35,6 @@ func newChecks(r *roster, a *Active, info *upstream.Endpoint, end *transport.End
 	g := &checks{r: r, state: end.State, running: make(map[string]*checker)}
 	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns}
 	g.target.noService = func(why string) { g.noService(info.Address, why) }
-	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.useLocked([]*Active{a})
 	return g
 }
@@ -64,7 +60,6 @@ func (g *checks) startLocked() {
 
 // stopLocked ends it all.
 func (g *checks) stopLocked() {
-	g.cancel()
 	for _, c := range g.running {
 		c.stop()
 	}
@@ -78,6 +73,14 @@ func (g *checks) askLocked(service string, perRPC bool) {
 	c := newChecker(g, service, perRPC)
 	g.running[service] = c
 	c.start()
+}
+
+// dropLocked ends asking about a service that was named by calls.
+func (g *checks) dropLocked(service string) {
+	if c := g.running[service]; c != nil && c.perRPC {
+		c.stop()
+		delete(g.running, service)
+	}
 }
 
 // noService logs, once, that the server has no health service.

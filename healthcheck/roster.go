@@ -3,6 +3,7 @@ package healthcheck
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -13,16 +14,37 @@ import (
 type roster struct {
 	state *upstream.State
 
-	mu     sync.Mutex
-	checks map[string]*checks // by Active.config; those that somebody uses
-	names  []string           // services that calls have named
-	perRPC bool               // the State knows services from here
+	mu       sync.Mutex
+	checks   map[string]*checks // by Active.config; those that somebody uses
+	memories map[memoryKey]*memory
+
+	// See services.go.
+	perRPC               bool // the State knows services from here
+	services             map[string]*service
+	byCalls, byQuestions bucket
+	waiting              bool // a service that somebody wants to know of is still to be answered for
+	sweeper              *time.Timer
 }
 
 type rosterKey struct{}
 
 func rosterOf(s *upstream.State) *roster {
-	return s.Memory(rosterKey{}, func() any { return &roster{state: s, checks: make(map[string]*checks)} }).(*roster)
+	return s.Memory(rosterKey{}, func() any {
+		return &roster{
+			state: s, checks: make(map[string]*checks), memories: make(map[memoryKey]*memory), services: make(map[string]*service),
+			byCalls: bucket{most: 64, perSecond: 4}, byQuestions: bucket{most: 16, perSecond: 1},
+		}
+	}).(*roster)
+}
+
+// memoryLocked is what is remembered of a check.
+func (r *roster) memoryLocked(key memoryKey) *memory {
+	mem := r.memories[key]
+	if mem == nil {
+		mem = new(memory)
+		r.memories[key] = mem
+	}
+	return mem
 }
 
 // join makes the checks of a configuration run on the endpoint, or go on.
@@ -37,10 +59,14 @@ func (r *roster) join(a *Active, info *upstream.Endpoint, end *transport.Endpoin
 	g = newChecks(r, a, info, end)
 	r.checks[a.config] = g
 	if g.startLocked(); g.perRPC {
-		for _, name := range r.names {
+		if !r.perRPC {
+			r.sweepLocked(time.Now()) // nobody was there to do it
+		}
+		for name := range r.services {
 			g.askLocked(name, true)
 		}
 		r.publishLocked()
+		r.sweepLaterLocked()
 	}
 }
 
@@ -60,28 +86,6 @@ func (r *roster) leave(a *Active) {
 	}
 }
 
-// maxServices bounds how many services are asked about because calls name them: clients choose these names.
-const maxServices = 64
-
-// missing is told of a service that a call names and that is not asked about yet. It is on the call's path, so if
-// somebody is faster it leaves the service to the next call.
-func (r *roster) missing(service string) {
-	if !r.mu.TryLock() {
-		return
-	}
-	defer r.mu.Unlock()
-	if !r.perRPC || len(r.names) >= maxServices || slices.Contains(r.names, service) {
-		return
-	}
-	r.names = append(r.names, service)
-	for _, g := range r.checks {
-		if g.perRPC {
-			g.askLocked(service, true)
-		}
-	}
-	r.publishLocked()
-}
-
 // publish tells which services are being served.
 func (r *roster) publish() {
 	r.mu.Lock()
@@ -89,40 +93,63 @@ func (r *roster) publish() {
 	r.publishLocked()
 }
 
-// publishLocked makes of what all the checks found one answer for each service: that all of them must like it, as with
-// votes, and that one of them is enough to know that the endpoint has it.
 func (r *roster) publishLocked() {
-	services := make(map[string]upstream.Service)
 	perRPC := false
 	for _, g := range r.checks {
-		if !g.perRPC {
-			continue
-		}
-		perRPC = true
-		for name, c := range g.running {
-			is := c.is()
-			if other, ok := services[name]; ok {
-				is = upstream.Service{Usable: is.Usable && other.Usable, Known: surer(is.Known, other.Known)}
-			}
-			services[name] = is
-		}
+		perRPC = perRPC || g.perRPC
 	}
 	switch {
 	case perRPC:
-		missing := r.missing
-		if len(services) >= maxServices {
-			missing = nil
+		for name, s := range r.services {
+			s.is, s.answered = r.foundLocked(name)
 		}
-		r.state.SetServices(services, missing)
+		r.settleLocked(time.Now())
+		r.state.SetServices(r.allFoundLocked(), r)
 	case r.perRPC:
 		r.state.SetServices(nil, nil)
+		if r.sweeper != nil {
+			r.sweeper.Stop()
+			r.sweeper = nil
+		}
 	}
 	r.perRPC = perRPC
 }
 
-func surer(a, b upstream.Known) upstream.Known {
-	if a == upstream.Has || b == upstream.Unsure {
-		return a
+func (r *roster) allFoundLocked() map[string]upstream.Service {
+	all := make(map[string]upstream.Service)
+	for _, g := range r.checks {
+		if !g.perRPC {
+			continue
+		}
+		for name := range g.running {
+			if _, ok := all[name]; ok {
+				continue
+			}
+			is, _ := r.foundLocked(name)
+			if s := r.services[name]; s != nil {
+				is.Used = &s.used
+			}
+			all[name] = is
+		}
 	}
-	return b
+	return all
+}
+
+// foundLocked makes one answer of what all the checks found about a service: all of them must like it, as with votes, and
+// one of them is enough to know that the endpoint has it.
+func (r *roster) foundLocked(name string) (is upstream.Service, answered bool) {
+	is.Usable = true
+	for _, g := range r.checks {
+		c := g.running[name]
+		if c == nil || !g.perRPC {
+			continue
+		}
+		its, has := c.found()
+		is.Usable = is.Usable && its.Usable
+		answered = answered || has
+		if its.Known == upstream.Has || is.Known == upstream.Unsure {
+			is.Known = its.Known
+		}
+	}
+	return is, answered
 }

@@ -1,9 +1,11 @@
 package upstream
 
+import "sync/atomic"
+
 // services says of which services an endpoint takes calls. It is replaced, never changed.
 type services struct {
-	of      map[string]Service
-	missing func(service string)
+	of    map[string]Service
+	asker Asker
 }
 
 // Service is what is known of a service on an endpoint.
@@ -12,6 +14,8 @@ type Service struct {
 	Usable bool
 	// Known: whether the endpoint has the service at all.
 	Known Known
+	// Used, if it is not nil, is set when a call of the service comes.
+	Used *atomic.Bool
 }
 
 // Known says whether an endpoint has a service.
@@ -25,6 +29,14 @@ const (
 	// HasNot: it has said that it does not know the service, or that it reports on none.
 	HasNot
 )
+
+// Asker finds out about services that are not in the map of SetServices.
+type Asker interface {
+	// Missing is told, on a call's path, that a call names a service that is not in the map. It must not block.
+	Missing(service string)
+	// Ask is told that somebody wants to know of a service. It is false if there will be no answer.
+	Ask(service string) bool
+}
 
 // UsableForAll is Usable for calls of whatever service. Where it is false, UsableFor may still be true for some.
 func (s *State) UsableForAll() bool { return Reason(s.reasons.Load())&(unusable|perService) == 0 }
@@ -46,26 +58,31 @@ func (s *State) serves(service string) bool {
 	}
 	is, asked := p.of[service]
 	if !asked {
-		if p.missing != nil {
-			p.missing(service)
+		if p.asker != nil {
+			p.asker.Missing(service)
 		}
 		return true // what holds for the endpoint holds for the service
+	}
+	if is.Used != nil && !is.Used.Load() { // else the line stays with all processors
+		is.Used.Store(true)
 	}
 	return is.Usable
 }
 
-// Service is what is known of a service, by itself, whether or not the endpoint takes calls. Like a call of it, the question
-// makes the endpoint be asked about it. asked is false if it is not, because nobody has called SetServices or since too many
-// others are asked about already.
+// Service is what is known of a service, by itself, whether or not the endpoint takes calls. The question makes the
+// endpoint be asked about it. asked is false if it is not, because nobody has called SetServices or since too many others
+// are asked about already.
 func (s *State) Service(name string) (is Service, asked bool) {
 	p := s.services.Load()
 	if p == nil {
 		return Service{}, false
 	}
-	if is, asked = p.of[name]; asked || p.missing == nil {
+	if is, asked = p.of[name]; asked || p.asker == nil {
 		return is, asked
 	}
-	p.missing(name)
+	if !p.asker.Ask(name) {
+		return Service{}, false
+	}
 	if p = s.services.Load(); p != nil {
 		is = p.of[name]
 	}
@@ -73,20 +90,19 @@ func (s *State) Service(name string) (is Service, asked bool) {
 }
 
 // SetServices says of which services the endpoint takes calls, from now on; services that are not in the map it takes as
-// it takes calls at all. missing, if not nil, is called on calls' paths with services that are not in the map: it must not
-// block. The map must not be changed any more. A nil map ends that.
-func (s *State) SetServices(services map[string]Service, missing func(service string)) {
-	s.setServices(services, missing)
+// it takes calls at all. asker, if not nil, is asked about these. The map must not be changed any more. A nil map ends that.
+func (s *State) SetServices(services map[string]Service, asker Asker) {
+	s.setServices(services, asker)
 	s.notify(ServicesChanged)
 }
 
-func (s *State) setServices(of map[string]Service, missing func(service string)) {
+func (s *State) setServices(of map[string]Service, asker Asker) {
 	if of == nil {
 		s.reasons.And(^uint32(perService))
 		s.services.Store(nil)
 		return
 	}
-	s.services.Store(&services{of, missing})
+	s.services.Store(&services{of, asker})
 	s.reasons.Or(uint32(perService))
 }
 

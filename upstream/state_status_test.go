@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -200,26 +201,48 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// listAsker lists what it is told.
+type listAsker struct {
+	missing, asked []string
+	full           bool
+	used           atomic.Bool // a service of it
+}
+
+func (a *listAsker) Missing(name string) { a.missing = append(a.missing, name) }
+
+func (a *listAsker) Ask(name string) bool {
+	a.asked = append(a.asked, name)
+	return !a.full
+}
+
 func TestServices(t *testing.T) {
 	var s State
-	var missed []string
+	var asker listAsker
 	if !s.UsableFor("a") {
 		t.Error("not usable for a service nobody knows anything about")
 	}
-	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true}}, func(name string) { missed = append(missed, name) })
+	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true, Used: &asker.used}}, &asker)
 	for name, want := range map[string]bool{"a": false, "b": true, "c": true} {
 		if s.UsableFor(name) != want {
 			t.Errorf("usable for %s: %v", name, !want)
 		}
 	}
-	if !s.Usable() || len(missed) != 1 || missed[0] != "c" {
-		t.Errorf("usable %v, missed %v", s.Usable(), missed)
+	if !s.Usable() || !slices.Equal(asker.missing, []string{"c"}) || !asker.used.Load() {
+		t.Errorf("usable %v, asker %+v", s.Usable(), &asker)
 	}
 	if is, asked := s.Service("b"); !asked || !is.Usable {
 		t.Errorf("b: %+v, asked %v", is, asked)
 	}
-	if is, asked := s.Service("d"); !asked || is.Known != Unsure || len(missed) != 2 {
-		t.Errorf("d: %+v, asked %v, missed %v", is, asked, missed)
+	if is, asked := s.Service("d"); !asked || is.Known != Unsure || !slices.Equal(asker.asked, []string{"d"}) {
+		t.Errorf("d: %+v, asked %v, asker %+v", is, asked, &asker)
+	}
+	asker.full = true
+	if _, asked := s.Service("e"); asked {
+		t.Error("e is asked about though there is no room")
+	}
+	asker.used.Store(false)
+	if s.Service("b"); asker.used.Load() {
+		t.Error("a question counts as a call")
 	}
 	s.Set(Unhealthy)
 	if s.UsableFor("b") {
@@ -293,7 +316,7 @@ func BenchmarkUsable(b *testing.B) {
 			s.UsableFor("pkg.Service")
 		}
 	})
-	s.SetServices(map[string]Service{"pkg.Service": {Usable: true}, "pkg.Other": {Usable: true}}, nil)
+	s.SetServices(map[string]Service{"pkg.Service": {Usable: true, Used: new(atomic.Bool)}, "pkg.Other": {Usable: true}}, nil)
 	b.Run("service/on", func(b *testing.B) {
 		for b.Loop() {
 			s.UsableFor("pkg.Service")
