@@ -47,8 +47,8 @@ type Config struct {
 	// connection is closed with ENHANCE_YOUR_CALM.
 	MaxHeaderListSize uint32
 	// MaxPending is how many bytes may wait for the socket before TryWrite and Write take no more DATA; default
-	// 256 KiB. With twice as much waiting (headers and control frames are not refused) the connection stops reading
-	// until its peer has read.
+	// 256 KiB. With twice as much waiting (headers of open streams and control frames are not refused) the connection
+	// stops reading, and opens no streams, until its peer has read.
 	MaxPending int
 
 	// WriteTimeout ends the connection when a blocked socket has taken nothing for so long; default 30 s.
@@ -84,8 +84,9 @@ type Config struct {
 	// the limit, or that had the last identifier (the connection is draining then): it is time for another connection.
 	// It runs on the goroutine that opened the stream.
 	OnNearlyFull func(*Conn)
-	// OnCapacity is called, on client connections, when a stream's place became free or the peer raised its limit.
-	// It must be cheap and must not take a lock that is held around calls of Stream and Conn methods.
+	// OnCapacity is called, on client connections, when a stream's place became free, the peer raised its limit, or it
+	// has read what kept streams from being opened (MaxPending). It must be cheap and must not take a lock that is held
+	// around calls of Stream and Conn methods.
 	OnCapacity func(*Conn)
 	// OnIdle is called when the last stream ended.
 	OnIdle func(*Conn)

@@ -162,7 +162,7 @@ func (c *Conn) start() {
 func (c *Conn) nano() int64 { return int64(time.Since(c.epoch)) + 1 }
 
 const (
-	evCapacity   = 1 << iota // a stream's place became free or the limit rose
+	evCapacity   = 1 << iota // a stream's place became free, the limit rose, or the socket took what waited
 	evIdle                   // the last stream ended
 	evNearlyFull             // few streams more can be opened, or none ever
 )
@@ -220,8 +220,9 @@ func (c *Conn) Leaving() <-chan struct{} { return c.leaving }
 // Silence is for how long nothing has come from the peer.
 func (c *Conn) Silence() time.Duration { return time.Duration(c.nano() - c.lastRead.Load()) }
 
-// Available is the number of streams that could be opened now: 0 when the connection is draining or over, and
-// counted against an assumed limit of 100 before the peer's SETTINGS have come. Client role.
+// Available is the number of streams that could be opened now: 0 when the connection is draining or over or twice
+// Config.MaxPending waits for the socket, and counted against an assumed limit of 100 before the peer's SETTINGS have come.
+// Client role.
 func (c *Conn) Available() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -229,7 +230,7 @@ func (c *Conn) Available() int {
 }
 
 func (c *Conn) availableLocked() int {
-	if !c.client || c.draining || c.writeErr != nil {
+	if !c.client || c.draining || c.writeErr != nil || c.crowdedLocked() {
 		return 0
 	}
 	return max(0, c.streamLimitLocked()-len(c.streams))

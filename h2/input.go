@@ -303,7 +303,7 @@ const framesPerLook = 32
 
 // stallLocked makes the reader wait while the peer makes us write but does not read itself.
 func (c *Conn) stallLocked() {
-	for c.pendingLocked() > 2*c.cfg.MaxPending && c.over == nil && c.writeErr == nil {
+	for c.crowdedLocked() && c.over == nil && c.writeErr == nil {
 		if !c.flushing {
 			c.flushing = true
 			go c.writeLoop()

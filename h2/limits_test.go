@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -516,4 +517,50 @@ func TestAnswersThatWait(t *testing.T) {
 			t.Error(c.Err())
 		}
 	})
+}
+
+// Calls to a peer that reads nothing, each given up soon: what waits for the socket is bounded, and when the peer reads on
+// there is room again.
+func TestHeadersThatWait(t *testing.T) {
+	const size = 32 << 10
+	told := make(chan struct{}, 1)
+	cfg := Config{MaxPending: 64 << 10, OnCapacity: func(*Conn) {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
+	}}
+	c, p := clientAgainst(t, cfg)
+	<-c.Ready()
+	p.ExpectSettingsAck()
+	p.Pause()
+	large := append(slices.Clip(requestHead), Field{Name: "x", Value: strings.Repeat("\xff", size), Sensitive: true})
+	var refused *Error
+	for range 5000 {
+		s, err := c.OpenStream(large, true, newRecorderOf(t, 1))
+		if err != nil {
+			refused = err
+			break
+		}
+		c.Flush()
+		s.Reset(Cancel)
+		c.Flush()
+	}
+	if refused == nil || refused.Kind != KindNoCapacity || !refused.Unprocessed {
+		t.Fatalf("%v", refused)
+	}
+	if st := c.Stats(); st.Pending > 2*cfg.MaxPending+2*size || c.Available() != 0 {
+		t.Errorf("%d bytes wait, %d streams available", st.Pending, c.Available())
+	}
+	select { // what the resets freed
+	case <-told:
+	default:
+	}
+	p.Resume()
+	wait(t, told)
+	until(t, "room", func() bool { return c.Available() > 0 })
+	r := newRecorder(t)
+	s := mustOpen(t, c, true, r)
+	c.Flush()
+	p.Expect("the call's head", func(f wiretest.Frame) bool { return f.Type == http2.FrameHeaders && f.Stream == s.ID() })
 }

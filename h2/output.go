@@ -49,6 +49,9 @@ func (c *Conn) pendingLocked() int {
 	return c.inflight + len(c.out.b)
 }
 
+// crowdedLocked tells whether so much waits for the socket that nothing more is to be caused. DATA stops earlier.
+func (c *Conn) crowdedLocked() bool { return c.pendingLocked() > 2*c.cfg.MaxPending }
+
 // frame appends a frame's header.
 func (c *Conn) frame(length int, t http2.FrameType, flags http2.Flags, id uint32) *buffer {
 	o := c.outBuffer()
@@ -228,7 +231,11 @@ func (c *Conn) takeLocked() *buffer {
 
 // wroteLocked notes that n more bytes have left.
 func (c *Conn) wroteLocked(n int) {
+	crowded := c.crowdedLocked()
 	c.inflight -= n
+	if crowded && c.client && !c.crowdedLocked() {
+		c.events |= evCapacity
+	}
 	c.stats.BytesOut += uint64(n)
 	if c.sock.exact {
 		c.written += uint64(n)
@@ -258,7 +265,7 @@ func (c *Conn) writeLoop() {
 		}
 		p := c.cur.b[c.curOff:]
 		c.handed = c.outBase
-		c.mu.Unlock()
+		c.unlock()
 		n, err := c.sock.write(p)
 		c.mu.Lock()
 		c.curOff += n

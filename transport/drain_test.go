@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,4 +65,62 @@ func TestConnectionWithoutIdentifiers(t *testing.T) {
 	answer(c, id)
 	wantEnd(t, long)
 	_ = c.ExpectClosed()
+}
+
+// TestUpstreamThatDoesNotRead: calls that would only fill memory go elsewhere, or wait until it reads on.
+func TestUpstreamThatDoesNotRead(t *testing.T) {
+	const most = 3000
+	large := append(request(), h2.Field{Name: "x", Value: strings.Repeat("\xff", 32<<10), Sensitive: true})
+	cancelled := func(e *Endpoint) (*h2.Conn, *Error) {
+		s, err := e.Open(patient, large, true, h2.NewBlocking())
+		if err != nil {
+			return nil, err
+		}
+		s.Conn().Flush()
+		s.Reset(h2.Cancel)
+		s.Conn().Flush()
+		return s.Conn(), nil
+	}
+	t.Run("elsewhere", func(t *testing.T) {
+		wiretest.CheckLeaks(t)
+		l, accepted := listen(t)
+		e := endpoint(t, l.Addr(), Config{MaxConns: 2, QueueTimeout: timeout})
+		s, _ := open(t, e)
+		c := <-accepted
+		c.ExpectHeaders()
+		c.Pause()
+		for i := range most {
+			conn, err := cancelled(e)
+			if err != nil {
+				t.Fatalf("call %d: %v", i, err)
+			}
+			if conn != s.Conn() {
+				(<-accepted).ExpectHeaders()
+				return
+			}
+		}
+		t.Error("all calls went to the connection that does not read")
+	})
+	t.Run("later", func(t *testing.T) {
+		wiretest.CheckLeaks(t)
+		l, accepted := listen(t)
+		e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: timeout})
+		open(t, e)
+		c := <-accepted
+		c.ExpectHeaders()
+		c.Pause()
+		var enough atomic.Bool
+		result := make(chan *Error, 1)
+		go func() {
+			var err *Error
+			for i := 0; i < most && err == nil && !enough.Load(); i++ {
+				_, err = cancelled(e)
+			}
+			result <- err
+		}()
+		waiting(t, e, 1)
+		enough.Store(true)
+		c.Resume()
+		wantOpened(t, result)
+	})
 }
