@@ -3,7 +3,8 @@ package h2
 import "time"
 
 // Input flow control. A window is what its owner is granted when nothing is held: credit that receivers have
-// consumed is collected and given back when half a window is due, so that small calls cost no WINDOW_UPDATE at all.
+// consumed is collected and given back when half a window (of a connection's at most maxOwed) is due, so that small calls
+// cost no WINDOW_UPDATE at all.
 //
 // Windows grow with use: when half a window was consumed within about two round trips, the window, not the receiver, is what
 // limits the sender, and it is doubled up to its maximum. A receiver that is slow takes longer than that, so its
@@ -15,6 +16,10 @@ const growthFloor = int64(2 * time.Millisecond)
 
 // calmHeld is how much a connection may hold before its streams' windows stop growing.
 const calmHeld = 4 << 20
+
+// maxOwed is how much of the connection's credit is kept back at most, however large the window: a WINDOW_UPDATE for so many
+// bytes costs nothing any more, and what is kept back is missed when slow readers hold the rest.
+const maxOwed = 16 << 20
 
 // firstWindowLocked is what the peer may send on a new stream. Before it has acknowledged our SETTINGS it may still
 // go by the protocol's initial window.
@@ -66,7 +71,7 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 
 // grantConnLocked gives the connection's credit back when it is due.
 func (c *Conn) grantConnLocked() bool {
-	if c.owed < (c.window+1)/2 || c.over != nil {
+	if c.owed < min((c.window+1)/2, maxOwed) || c.over != nil {
 		return false
 	}
 	grown := c.growLocked(c.window, int64(c.cfg.MaxConnWindow), &c.grantAt)

@@ -311,6 +311,21 @@ func TestWindowGrowth(t *testing.T) {
 }
 
 // Where much is held for slow readers, a fast stream's window does not grow any more.
+// TestHugeConnectionWindow: credit of a huge window comes back long before half of it is used up, or slow readers that hold
+// the other half would stop the rest.
+func TestHugeConnectionWindow(t *testing.T) {
+	done := make(chan struct{})
+	client, _ := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30},
+		func(*Stream, []Field, bool) Receiver { return &sink{done: done} })
+	s := mustOpen(t, client, false, NewBlocking())
+	if err := s.Write(make([]byte, 2*maxOwed+maxOwed/2), true); err != nil {
+		t.Fatal(err)
+	}
+	client.Flush()
+	wait(t, done)
+	until(t, "credit", func() bool { return client.Stats().SendWindow >= 1<<30-maxOwed })
+}
+
 func TestWindowGrowthUnderPressure(t *testing.T) {
 	done := make(chan struct{})
 	fast := &sink{done: done}
