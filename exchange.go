@@ -202,6 +202,21 @@ func (x *exchange) stopReading() {
 	_ = x.body.Close()
 }
 
+// Refresh brings the time that is left up to date when the call has waited for a connection (gRFC A31, PROTOCOL-HTTP2.md:
+// the next hop gets what remains).
+func (x *exchange) Refresh(fields []h2.Field) {
+	d := x.call.Deadline
+	if d.IsZero() {
+		return
+	}
+	for i := range fields {
+		if fields[i].Name == "grpc-timeout" {
+			fields[i].Value = grpcwire.FormatTimeout(time.Until(d))
+			return
+		}
+	}
+}
+
 // Wait tells the transport how long the call may wait for a connection.
 func (x *exchange) Wait() (<-chan struct{}, time.Time) {
 	x.mu.Lock()

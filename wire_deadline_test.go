@@ -49,6 +49,26 @@ func TestWireTimeoutForwarded(t *testing.T) {
 	})
 }
 
+// What a call waits in the queue for a stream comes off the time that the upstream is given.
+func TestWireTimeoutAfterQueue(t *testing.T) {
+	r := newRig(t, rigOptions{
+		Block: "max_conns 1", Up: wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}},
+	})
+	first := r.unary()
+	waiting := r.open("grpc-timeout", "10S")
+	waiting.client.WriteData(waiting.id, wiretest.Message([]byte("request")), true)
+	waiting.client.Barrier()
+	arrived := time.Now()
+	eventually(t, "a second passes", func() bool { return time.Since(arrived) > time.Second })
+	first.answerOK()
+	waiting.take(0)
+	left, err := grpcwire.ParseTimeout(waiting.req.Get("grpc-timeout"))
+	if err != nil || left > 9500*time.Millisecond {
+		t.Errorf("after a second in the queue, %v are left of 10s (%v)", left, err)
+	}
+	waiting.answerOK()
+}
+
 // gRFC A31: "Effective deadline = min(client's, route's max_timeout)".
 func TestWireMaxTimeout(t *testing.T) {
 	r := newRig(t, rigOptions{Block: "max_timeout 3s"})

@@ -116,6 +116,17 @@ type Caller interface {
 	Wait() (done <-chan struct{}, deadline time.Time)
 }
 
+// Refresher is implemented by callers whose fields tell a time: Refresh brings them up to date when the call has waited.
+type Refresher interface {
+	Refresh(fields []h2.Field)
+}
+
+func refresh(c Caller, fields []h2.Field) {
+	if r, ok := c.(Refresher); ok {
+		r.Refresh(fields)
+	}
+}
+
 // Open opens a stream: on the oldest connection with room, else on one dialled for it. It waits, in a bounded queue,
 // as long as the caller may wait or until the dial fails. HEADERS are queued and not flushed. fields and recv are as
 // for h2.Conn.OpenStream. An error is always Unprocessed: nothing was sent.
@@ -126,7 +137,7 @@ func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver)
 		}
 	}
 	done, deadline := c.Wait()
-	return e.openSlow(done, deadline, fields, end, recv)
+	return e.openSlow(c, done, deadline, fields, end, recv)
 }
 
 // tryOpen opens a stream on one of the connections. Where none has room it returns neither stream nor error; an error means

@@ -14,13 +14,16 @@ import (
 type waiter struct{ turn chan *Error }
 
 // openSlow is Open when no connection has room at first sight.
-func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
+func (e *Endpoint) openSlow(c Caller, done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
 	var (
 		w     *waiter
 		timer *time.Timer
 	)
 	for {
 		// Without mu: a connection may call back from OpenStream.
+		if w != nil {
+			refresh(c, fields)
+		}
 		if w != nil || e.waiting.Load() == 0 {
 			if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
 				if w != nil && err != nil {
@@ -33,7 +36,7 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 		if err := e.mayWaitLocked(w != nil); err != nil {
 			e.mu.Unlock()
 			if err.Kind == KindLocal {
-				return e.openReleased(done, deadline, fields, end, recv)
+				return e.openReleased(c, done, deadline, fields, end, recv)
 			}
 			return nil, err
 		}
@@ -61,7 +64,7 @@ func (e *Endpoint) openSlow(done <-chan struct{}, deadline time.Time, fields []h
 		select {
 		case err := <-w.turn:
 			if err != nil && err.Kind == KindLocal {
-				return e.openReleased(done, deadline, fields, end, recv)
+				return e.openReleased(c, done, deadline, fields, end, recv)
 			}
 			if err != nil {
 				return nil, err
@@ -142,7 +145,7 @@ func (e *Endpoint) leave(w *waiter) {
 
 // openReleased serves a call of a configuration that is gone: on a connection of its own, which closes with the
 // stream.
-func (e *Endpoint) openReleased(done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
+func (e *Endpoint) openReleased(caller Caller, done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
 	ctx, cancel := doneContext(done, deadline)
 	defer cancel()
 	c, err := e.dial(ctx, h2.Config{
@@ -158,6 +161,7 @@ func (e *Endpoint) openReleased(done <-chan struct{}, deadline time.Time, fields
 			return nil, err
 		}
 	}
+	refresh(caller, fields)
 	s, herr := c.OpenStream(fields, end, recv)
 	if herr != nil {
 		c.Close(h2.NoError, "")
