@@ -178,56 +178,6 @@ func TestHashMovement(t *testing.T) {
 	}
 }
 
-// An endpoint that comes, goes or warms up in a set of a few moves no keys but its own, whatever the weights; above the
-// ring's size, hardly any others.
-func TestRingHashMovesNoOthers(t *testing.T) {
-	policy := mustLoad(hashPolicies["ring_hash"])
-	calls := keyedCalls(10_000)
-	homes := func(weights ...uint32) []string {
-		snap := selectiontest.Snapshot(len(weights))
-		for i, w := range weights {
-			snap.Endpoints[i].Weight = w
-		}
-		return assign(policy.Build(snap), snap, calls)
-	}
-	equal := func(n int) []uint32 { return slices.Repeat([]uint32{1}, n) }
-	last := func(n int) string { return selectiontest.Snapshot(n).Endpoints[n-1].Address }
-	tests := []struct {
-		name     string
-		old, now []uint32
-		allowed  int // keys
-	}{
-		{"1 to 2", equal(1), equal(2), 0},
-		{"2 to 3", equal(2), equal(3), 0},
-		{"4 to 5", equal(4), equal(5), 0},
-		{"127 to 128", equal(127), equal(128), 0},
-		{"above the ring's size", equal(300), equal(301), 60},
-		{"a heavy one comes", []uint32{1, 1, 1}, []uint32{1, 1, 1, 9}, 0},
-		{"a light one comes", []uint32{10, 10, 10}, []uint32{10, 10, 10, 1}, 0},
-		{"one warms up", []uint32{100, 100, 100, 1}, []uint32{100, 100, 100, 50}, 0},
-		{"one of two warms up", []uint32{100, 1}, []uint32{100, 100}, 0},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			changed := last(len(tt.now))
-			must, others := 0, 0
-			now := homes(tt.now...)
-			for k, old := range homes(tt.old...) {
-				switch {
-				case old == now[k]:
-				case now[k] == changed:
-					must++
-				default:
-					others++
-				}
-			}
-			if must == 0 || others > tt.allowed {
-				t.Errorf("%d keys moved to the one that changed, %d others", must, others)
-			}
-		})
-	}
-}
-
 // The order in which a source names the endpoints means nothing; neither do other proxies' random numbers.
 func TestHashOrder(t *testing.T) {
 	for name, config := range hashPolicies {
@@ -312,23 +262,6 @@ func TestHashShares(t *testing.T) {
 		if want := keys / 5.0; math.Abs(float64(share)-want) > 0.06*want {
 			t.Errorf("a ring of 400,000: %s has %d keys, not about %v", address, share, want)
 		}
-	}
-}
-
-// With more endpoints than a ring has points by its configuration, still each has its share.
-func TestRingHasRoomForAll(t *testing.T) {
-	const n = 6000
-	snap := selectiontest.Snapshot(n)
-	p := mustLoad(`{"policy":"ring_hash","keys":[{"source":"header","name":"k"}],"max_ring_size":4096}`).Build(snap)
-	seen := make(map[int]bool)
-	for range 400_000 {
-		i, _ := p.Pick(selection.PickInfo{})
-		seen[i] = true
-	}
-	// Arcs differ in length exponentially, so some are too short to be hit; of 4,096 points a third of the endpoints
-	// would have none.
-	if len(seen) < n*97/100 {
-		t.Errorf("only %d of %d endpoints were picked", len(seen), n)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"strconv"
 
@@ -17,15 +18,14 @@ import (
 func init() { caddy.RegisterModule(new(RingHash)) }
 
 const (
-	ringPoints    = 512    // of an endpoint of middling weight: shares differ by 1/sqrt(512), 4 %
-	stableMaxRing = 65_536 // 128 endpoints; built in some ms
-	agreedMaxRing = 4096   // gRFC A42
+	agreedMaxRing = 4096 // gRFC A42
 	maxRing       = 8_388_608
 )
 
 // RingHash sends calls with the same key to the same endpoint. Endpoints have many points each on a ring, by the hash of
 // their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used or
-// goes, its keys are spread over the others, and when one comes, it takes its keys from all of them; no other keys move.
+// goes, its keys are spread over the others by their weights, and when one comes or gets more weight, it takes keys from all
+// of them; no other keys move.
 //
 // It is gRPC's and Envoy's algorithm (gRFC A42, A76) but for the number of points. Theirs gives each endpoint fewer, the
 // more endpoints there are, so that up to a tenth of all keys move without need when one comes or goes; ours does not.
@@ -35,11 +35,13 @@ type RingHash struct {
 	Hashing
 
 	// Make the ring as gRPC clients and Envoy do: with at least so many points, all endpoints together, 1 to 8388608.
-	// Their default is 1024. Default: an endpoint has 512 points, more or less as its weight is above or below the median.
+	// Their default is 1024. Default: an endpoint has 512 points for each unit of its weight, as long as there is room.
 	MinRingSize uint64 `json:"min_ring_size,omitempty"`
 
-	// The ring has at most so many points, 1 to 8388608, but one per endpoint if there are more endpoints than that. A
-	// point takes 12 bytes. Default: `65536`, with `min_ring_size` that of gRPC clients, `4096`.
+	// How much room there is on the ring, 1 to 8388608. It is divided into so many stretches, rounded down to a power of
+	// two, but at least into four per endpoint; each has room for two points. With `min_ring_size`, it is the largest number
+	// of points, but one per endpoint if there are more endpoints than that. A point takes 14 bytes. Default: `65536`, with
+	// `min_ring_size` that of gRPC clients, `4096`.
 	MaxRingSize uint64 `json:"max_ring_size,omitempty"`
 
 	// Let no endpoint have more calls in flight than so many percent of the average, at least 100; a call goes on to the
@@ -93,45 +95,24 @@ func (p *RingHash) Validate() error {
 
 func (p *RingHash) maxSize() uint64 {
 	if p.MinRingSize == 0 {
-		return cmp.Or(p.MaxRingSize, stableMaxRing)
+		return cmp.Or(p.MaxRingSize, stableSize)
 	}
 	return cmp.Or(p.MaxRingSize, agreedMaxRing)
 }
 
 // Build implements [Policy].
 func (p *RingHash) Build(s *upstream.Snapshot) Picker {
-	r := &ring{wheel: wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}}
-	var shares []int
-	if high := max(int(p.maxSize()), len(s.Endpoints)); p.MinRingSize == 0 {
-		shares = stableShares(s, high)
+	w := wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}
+	var r *ring
+	if p.MinRingSize == 0 {
+		points, slots := stablePoints(s, int(p.maxSize()))
+		r = newRing(w, points, slots)
 	} else {
-		shares = agreedShares(s, float64(p.MinRingSize), float64(high))
+		high := max(int(p.maxSize()), len(s.Endpoints))
+		points, slots := agreedPoints(s, agreedShares(s, float64(p.MinRingSize), float64(high)))
+		r = newRing(w, points, slots)
 	}
-	r.points, r.slots = newRing(s, shares)
 	return r.pass(r, s)
-}
-
-// stableShares returns how many points each endpoint has: by its own weight, so that one that comes or goes leaves the
-// others' points where they are. The median is what makes it a number: unlike the sum, the least or the largest weight, it
-// hardly ever changes when one endpoint comes, goes or warms up. Only when there would be more than maxSize points, all have
-// fewer, and when the median changes, all have more or fewer.
-func stableShares(s *upstream.Snapshot, maxSize int) []int {
-	shares := make([]int, len(s.Endpoints))
-	if len(shares) == 0 {
-		return nil
-	}
-	weights := make([]uint32, len(shares))
-	sum := 0.0
-	for i := range s.Endpoints {
-		weights[i] = s.Endpoints[i].EffectiveWeight()
-		sum += float64(weights[i])
-	}
-	slices.Sort(weights)
-	perWeight := min(ringPoints/float64(weights[len(weights)/2]), float64(maxSize)/sum)
-	for i := range s.Endpoints {
-		shares[i] = max(int(math.Round(perWeight*float64(s.Endpoints[i].EffectiveWeight()))), 1)
-	}
-	return shares
 }
 
 // agreedShares returns how many points each endpoint has in the rings of gRPC and Envoy (gRFC A42, ring_hash_lb.cc): with
@@ -159,9 +140,9 @@ func agreedShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
 	return shares
 }
 
-// newRing returns the hashes of the ring's points in order, and to whom they belong. An endpoint's points are XXH64 of
+// agreedPoints returns the hashes of the ring's points in order, and to whom they belong. An endpoint's points are XXH64 of
 // "<key>_<number>" (gRFC A42, ring_hash_lb.cc).
-func newRing(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32) {
+func agreedPoints(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32) {
 	type point struct {
 		hash        uint64
 		place, rank int32 // The rank is the endpoint's in order: two may have the same key.
@@ -193,9 +174,28 @@ func newRing(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32
 	return points, slots
 }
 
+// ring is a wheel whose slots are the points of a ring.
 type ring struct {
 	wheel
 	points []uint64
+	// start has for each value of a hash's first bits the first point that may be at or after the hash: one does not have
+	// to search for it.
+	start []int32
+	shift int // leaves the first bits
+}
+
+func newRing(w wheel, points []uint64, slots []int32) *ring {
+	w.slots = slots
+	first := bits.Len(uint(len(points) / 4)) // two to four points have the same first bits
+	r := &ring{wheel: w, points: points, start: make([]int32, 1<<first), shift: 64 - first}
+	i := 0
+	for k := range r.start {
+		for i < len(points) && points[i] < uint64(k)<<r.shift {
+			i++
+		}
+		r.start[k] = int32(i)
+	}
+	return r
 }
 
 // Pick implements [Picker]. gRFC A42: the first point whose hash is at least the call's, and the next ones if that
@@ -208,7 +208,10 @@ func (p *ring) Pick(in PickInfo) (int, bool) {
 		}
 		h = randUint64()
 	}
-	i, _ := slices.BinarySearch(p.points, h)
+	i := int(p.start[h>>p.shift])
+	for i < len(p.points) && p.points[i] < h {
+		i++
+	}
 	if i == len(p.points) {
 		i = 0
 	}
