@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math/bits"
 	"os"
 	"slices"
 	"strconv"
@@ -21,14 +22,13 @@ func init() { caddy.RegisterModule(new(DeterministicSubset)) }
 // endpoint. Which ones does not change with reloads and restarts, and little with the set of endpoints. Endpoints of the rest
 // get calls while none of the chosen can be used.
 //
-// If each proxy knows its number in the fleet, the endpoints are dealt out: any n/size proxies in a row have all n of them,
-// each once. (The algorithm in chapter 20 of "Site Reliability Engineering", with an order that new endpoints hardly change.)
-// Else each proxy takes those whose hash with its identity is lowest, independently of the others: with 100 proxies that
-// take 20 of 200 endpoints each, an endpoint has 10 proxies on average, and nearly all have 4 to 16. (gRFC A68,
-// random_subsetting.)
+// If each proxy knows its number in the fleet, the proxies are spread over a circle of all endpoints, and each takes those
+// that follow: with 100 proxies that take 20 of 200 endpoints each, an endpoint has 9 to 11 proxies. (Deterministic aperture,
+// as in Twitter's Finagle, without having to know how many proxies there are.) Else each proxy takes those whose hash with
+// its identity is lowest, independently of the others: an endpoint has 10 proxies on average, and nearly all have 4 to 16.
+// (gRFC A68, random_subsetting.)
 type DeterministicSubset struct {
-	// How many endpoints to use, at least; up to twice as many where `index` is given and they do not come out even. It is
-	// needed. With fewer endpoints, all are used.
+	// How many endpoints to use. It is needed. With fewer endpoints, all are used.
 	Size int `json:"size,omitempty"`
 
 	// The number of this proxy in the fleet, from 0 on: the ordinal of a StatefulSet, say. A placeholder such as
@@ -117,22 +117,33 @@ func (p *DeterministicSubset) Build(s *upstream.Snapshot) Picker {
 	if len(s.Endpoints) <= p.Size {
 		return p.child.Build(s)
 	}
-	var chosen, rest []upstream.Endpoint
-	from, to, seed := 0, p.Size, p.seed
+	chosen, rest := p.split(s)
+	return p.buildLevels(s, []level{{chosen, 1}, {rest, 0}})
+}
+
+// split returns the endpoints that this proxy uses and the others, of more endpoints than it uses.
+//
+// Proxies that know their number begin at the places that the van der Corput sequence gives: 0, 1/2, 1/4, 3/4, 1/8, 5/8, ….
+// However many proxies there are, they are spread well, and those that come later leave the others where they are. (To deal
+// out the endpoints, subset after subset, as chapter 20 of "Site Reliability Engineering" has it, is even more even. But the
+// places then depend on how often all endpoints fit into what was dealt before, so that with one endpoint more or less, the
+// proxies of a large fleet move half of their connections.)
+func (p *DeterministicSubset) split(s *upstream.Snapshot) (chosen, rest []upstream.Endpoint) {
+	order, first := shuffled(s, p.seed), 0
 	if p.index >= 0 {
-		// Each round deals out all endpoints, in an order of its own, as evenly as it goes.
-		n, subsets := len(s.Endpoints), len(s.Endpoints)/p.Size
-		round, i := p.index/subsets, p.index%subsets
-		from, to, seed = i*n/subsets, (i+1)*n/subsets, mix(uint64(round))
+		order = shuffled(s, 0)
+		place, _ := bits.Mul64(bits.Reverse64(uint64(p.index)), uint64(len(order)))
+		first = int(place)
 	}
-	for rank, place := range shuffled(s, seed) {
-		if rank >= from && rank < to {
-			chosen = append(chosen, s.Endpoints[place])
+	for i := range order {
+		e := s.Endpoints[order[(first+i)%len(order)]]
+		if i < p.Size {
+			chosen = append(chosen, e)
 		} else {
-			rest = append(rest, s.Endpoints[place])
+			rest = append(rest, e)
 		}
 	}
-	return p.buildLevels(s, []level{{chosen, 1}, {rest, 0}})
+	return chosen, rest
 }
 
 // shuffled returns the places of the endpoints in an order that depends on the seed and their hash keys alone.

@@ -172,73 +172,95 @@ func byIdentity(i, size int) *DeterministicSubset {
 
 func byIndex(i, size int) *DeterministicSubset { return &DeterministicSubset{Size: size, index: i} }
 
-// 100 proxies that take 20 of 200 endpoints: with numbers each endpoint has exactly 10 proxies, without as many as chance
-// has it, with a standard deviation of sqrt(100 × 0.1 × 0.9) = 3.
-func TestDeterministicSubsetEven(t *testing.T) {
-	connections := func(endpoints int, proxy func(i, size int) *DeterministicSubset) (least, most int, deviation float64) {
-		s := fleet(endpoints)
-		counts := make(map[string]int)
-		for i := range 100 {
-			set := chosen(proxy(i, 20), s)
-			if len(set) < 20 || len(set) >= 40 {
-				t.Fatalf("proxy %d uses %d endpoints", i, len(set))
-			}
-			for a := range set {
-				counts[a]++
-			}
+// proxiesOf counts the proxies that each endpoint has, and the least and the most of them.
+func proxiesOf(t *testing.T, s *upstream.Snapshot, proxies, size int, proxy func(i, size int) *DeterministicSubset) (counts map[string]int, least, most int) {
+	t.Helper()
+	counts = make(map[string]int)
+	for i := range proxies {
+		set := chosen(proxy(i, size), s)
+		if len(set) != size {
+			t.Fatalf("proxy %d uses %d of %d endpoints, not %d", i, len(set), len(s.Endpoints), size)
 		}
-		least = math.MaxInt
-		mean := 0.0
-		for _, e := range s.Endpoints {
-			mean += float64(counts[e.Address]) / float64(endpoints)
+		for a := range set {
+			counts[a]++
 		}
-		for _, e := range s.Endpoints {
-			n := counts[e.Address]
-			least, most = min(least, n), max(most, n)
-			deviation += math.Pow(float64(n)-mean, 2) / float64(endpoints)
-		}
-		return least, most, math.Sqrt(deviation)
 	}
-	least, most, deviation := connections(200, byIdentity)
-	t.Logf("by identity: %d to %d proxies for each endpoint, standard deviation %.1f", least, most, deviation)
+	least = math.MaxInt
+	for _, e := range s.Endpoints {
+		least, most = min(least, counts[e.Address]), max(most, counts[e.Address])
+	}
+	return counts, least, most
+}
+
+// Without numbers, endpoints have as many proxies as chance has it: of 100 that take 20 of 200 endpoints 10, with a
+// standard deviation of sqrt(100 × 0.1 × 0.9) = 3.
+func TestDeterministicSubsetByIdentity(t *testing.T) {
+	s := fleet(200)
+	counts, least, most := proxiesOf(t, s, 100, 20, byIdentity)
+	variance := 0.0
+	for _, e := range s.Endpoints {
+		variance += math.Pow(float64(counts[e.Address])-10, 2) / 200
+	}
+	deviation := math.Sqrt(variance)
+	t.Logf("%d to %d proxies for each endpoint, standard deviation %.1f", least, most, deviation)
 	if deviation < 2 || deviation > 4 || least < 1 || most > 24 {
 		t.Error("this is not the evenness of chance")
 	}
-	if least, most, _ := connections(200, byIndex); least != 10 || most != 10 {
-		t.Errorf("by index: %d to %d proxies", least, most)
-	}
-	// 210 endpoints make ten subsets of 21, 219 ten of 21 or 22; 100 proxies are ten rounds.
-	if least, most, _ := connections(219, byIndex); least != 10 || most != 10 {
-		t.Errorf("by index, 219 endpoints: %d to %d proxies", least, most)
-	}
-	// Rounds that are not complete differ by one.
-	if least, most, _ := connections(300, byIndex); most-least != 1 {
-		t.Errorf("by index, 300 endpoints: %d to %d proxies", least, most)
-	}
 }
 
-// One endpoint more or less changes little for each proxy.
+// With numbers, endpoints have nearly the same number of proxies, however many proxies and endpoints there are, and each
+// proxy uses as many as it is to.
+func TestDeterministicSubsetByIndex(t *testing.T) {
+	if _, least, most := proxiesOf(t, fleet(200), 100, 20, byIndex); least != 9 || most != 11 {
+		t.Errorf("100 proxies, 20 of 200 endpoints: %d to %d proxies for each; the documentation says 9 to 11", least, most)
+	}
+	far := 0.0
+	for _, size := range []int{1, 2, 3, 20} {
+		for _, n := range []int{size + 1, 2*size - 1, 2 * size, 2*size + 1, 4 * size, 7*size + 1, 10 * size, 13*size + 3} {
+			if n <= size {
+				continue
+			}
+			for _, proxies := range []int{1, 2, 3, 10, 16, 37, 50, 64, 100, 150, 256} {
+				_, least, most := proxiesOf(t, fleet(n), proxies, size, byIndex)
+				mean := float64(proxies*size) / float64(n)
+				deviation := max(float64(most)-mean, mean-float64(least))
+				far = max(far, deviation)
+				allowed := 3.2
+				if proxies&(proxies-1) == 0 {
+					allowed = 0.999 // A power of two fills the circle evenly.
+				}
+				if deviation > allowed || mean >= 2 && least == 0 {
+					t.Errorf("%d proxies, %d of %d endpoints: %d to %d proxies for each, %.1f on average", proxies, size, n, least, most, mean)
+				}
+			}
+		}
+	}
+	t.Logf("at most %.1f more or fewer than the average", far)
+}
+
+// One endpoint more or less changes little for each proxy, whatever the number of endpoints.
 func TestDeterministicSubsetStable(t *testing.T) {
-	const n, proxies = 200, 50
+	const proxies, size = 13, 20
 	for name, proxy := range map[string]func(i, size int) *DeterministicSubset{"identity": byIdentity, "index": byIndex} {
-		for _, change := range []int{1, -1} {
-			changed, most := 0, 0
-			for i := range proxies {
-				// 205: not at the step where the number of subsets changes.
-				before, after := chosen(proxy(i, 20), fleet(n+5)), chosen(proxy(i, 20), fleet(n+5+change))
+		moved, most, changes := 0, 0, 0
+		for i := range proxies {
+			i := i * 23 // up to the 277th of a fleet
+			before := chosen(proxy(i, size), fleet(100))
+			for n := 101; n <= 300; n++ {
+				after := chosen(proxy(i, size), fleet(n))
 				lost := 0
 				for a := range before {
 					if !after[a] {
 						lost++
 					}
 				}
-				changed += lost
-				most = max(most, lost)
+				moved, most, changes = moved+lost, max(most, lost), changes+1
+				before = after
 			}
-			t.Logf("%s, %+d endpoint: %.2f of 20 connections move on average, %d at most", name, change, float64(changed)/proxies, most)
-			if most > 2 {
-				t.Errorf("%s: a proxy moves %d connections", name, most)
-			}
+		}
+		t.Logf("%s: %.2f of %d connections move on average, %d at most", name, float64(moved)/float64(changes), size, most)
+		if most > 2 || moved > changes {
+			t.Errorf("%s: of %d connections, proxies move %d at most, %d in %d changes", name, size, most, moved, changes)
 		}
 	}
 }
