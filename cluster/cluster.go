@@ -36,6 +36,8 @@ type View struct {
 	Starting <-chan struct{}
 	// Panic: so few endpoints are healthy that health is to be disregarded.
 	Panic bool
+
+	used []bool // by the policy, by index; nil: all live ones
 }
 
 // Config says what a Cluster is made of.
@@ -53,7 +55,8 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Cut ends the calls that still run on an endpoint when that is over, and tells how many there were.
 	Cut func(*transport.Endpoint) int
-	// Companions are started for each endpoint when it comes, and stopped when it goes.
+	// Companions are started for each endpoint when it comes, or when the policy begins to use it, and stopped when it goes,
+	// or is not used any more.
 	Companions []Companion
 	// Hold makes calls wait for the companions to be started.
 	Hold bool
@@ -137,8 +140,9 @@ func (c *Cluster) Start() {
 	}
 	c.started = true
 	for _, m := range c.live {
-		c.attendLocked(m)
+		c.watchLocked(m)
 	}
+	c.attendLocked(c.View().used)
 	for _, s := range c.sources {
 		go s.watch(c.ctx)
 	}
@@ -278,6 +282,8 @@ func (c *Cluster) publishLocked() {
 			v.Endpoints = append(v.Endpoints, m.end)
 		}
 	}
+	v.used = c.uses(s)
+	unused := c.attendLocked(v.used) // before anything looks at their health
 	c.panicLocked(v)
 	v.Picker = c.cfg.Policy.Build(s)
 	if l, ok := v.Picker.(selection.Learner); ok {
@@ -302,6 +308,9 @@ func (c *Cluster) publishLocked() {
 	}
 	c.view.Store(v)
 	c.tell()
+	for _, m := range unused {
+		m.leaveAlone()
+	}
 }
 
 // tell reports a change.

@@ -43,13 +43,14 @@ func (c *Cluster) scaleLocked() float64 {
 	return min(warmScale, upstream.MaxWeight/float64(most))
 }
 
-// panics tells whether so few of the endpoints are healthy that health does not count, and how many there are.
-func (c *Cluster) panics(endpoints []upstream.Endpoint) (yes bool, usable, all int) {
+// panics tells whether so few of the endpoints in use are healthy that health does not count, and how many there are.
+func (c *Cluster) panics(v *View) (yes bool, usable, all int) {
 	// Those come and go with each call; and who has not answered yet may well be healthy, or every start were a panic.
 	const harmless = upstream.Full | upstream.OnTrial | upstream.Connecting
+	endpoints := v.Snapshot.Endpoints
 	for i := range endpoints {
 		s := endpoints[i].State
-		if s.Has(upstream.Draining) {
+		if s.Has(upstream.Draining) || v.used != nil && !v.used[i] {
 			continue // nobody wants it to be used, panic or not
 		}
 		all++
@@ -70,7 +71,7 @@ func (c *Cluster) panicLocked(v *View) {
 		return
 	}
 	var usable, all int
-	v.Panic, usable, all = c.panics(v.Snapshot.Endpoints)
+	v.Panic, usable, all = c.panics(v)
 	if v.Panic == c.panicking {
 		return
 	}
@@ -91,7 +92,7 @@ func (c *Cluster) Reconsider(v *View) bool {
 	if v.Panic || c.cfg.Panics == nil {
 		return false
 	}
-	if yes, _, _ := c.panics(v.Snapshot.Endpoints); !yes { // no more than it took to find no endpoint
+	if yes, _, _ := c.panics(v); !yes { // no more than it took to find no endpoint
 		return false
 	}
 	c.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -22,7 +23,8 @@ type member struct {
 	info  upstream.Endpoint
 	end   *transport.Endpoint
 	lease *upstream.Lease[*transport.Endpoint]
-	stops []func()
+	// watches tell of its state; stops end what looks after it, nil while nothing does.
+	watches, stops []func()
 
 	removed time.Time // when it left the list; zero while it is in
 	cut     bool      // its calls were ended
@@ -75,7 +77,7 @@ func (c *Cluster) listLocked() error {
 	c.live = live
 	if c.started {
 		for _, m := range added {
-			c.attendLocked(m)
+			c.watchLocked(m)
 		}
 		c.cfg.Logger.Info("upstreams have changed", zap.Int("upstreams", len(live)), zap.Int("added", len(added)), zap.Int("removed", gone))
 	}
@@ -140,29 +142,77 @@ func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, er
 	return m, nil
 }
 
-// attendLocked begins to look after a member, once the configuration is in force.
-func (c *Cluster) attendLocked(m *member) {
+// watchLocked begins to hear of a member's state, once the configuration is in force.
+func (c *Cluster) watchLocked(m *member) {
 	m.end.SetLogger(c.cfg.Logger) // it may have been there before, with the last configuration's
-	m.end.Preconnect()
-	m.stops = append(m.stops,
+	_, selective := c.cfg.Policy.(selection.Selective)
+	m.watches = append(m.watches,
 		m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
-		m.end.State.WatchStatus(func(_, _ upstream.Status) { c.tell() }))
-	if c.cfg.Panics != nil {
-		// Whether one that is of no use drains as well makes a difference only here.
-		m.stops = append(m.stops, m.end.State.WatchStatus(func(_, _ upstream.Status) { c.healthChanged() }))
+		m.end.State.WatchStatus(func(_, _ upstream.Status) {
+			c.tell()
+			if selective || c.cfg.Panics != nil {
+				c.healthChanged() // for them it makes a difference why an endpoint is of no use
+			}
+		}))
+}
+
+// uses tells which of the snapshot's live endpoints the policy uses, by index. Nil: all.
+func (c *Cluster) uses(s *upstream.Snapshot) []bool {
+	p, ok := c.cfg.Policy.(selection.Selective)
+	if !ok {
+		return nil
 	}
+	list := p.Uses(s)
+	if list == nil {
+		return nil
+	}
+	used := make([]bool, len(s.Endpoints))
+	for _, i := range list {
+		used[i] = true
+	}
+	return used
+}
+
+// attendLocked begins to look after those of the live endpoints that are used, and returns those that are looked after
+// without being used any more.
+func (c *Cluster) attendLocked(used []bool) (unused []*member) {
+	if !c.started {
+		return nil
+	}
+	for i, m := range c.live {
+		switch use := used == nil || used[i]; {
+		case use && m.stops == nil:
+			c.lookAfterLocked(m)
+		case !use && m.stops != nil:
+			unused = append(unused, m)
+		}
+	}
+	return unused
+}
+
+func (c *Cluster) lookAfterLocked(m *member) {
+	m.stops = append(m.stops, m.end.Preconnect())
 	for _, start := range c.cfg.Companions {
 		info := m.info // which changes
 		m.stops = append(m.stops, start(&info, m.end))
 	}
 }
 
-// abandon stops looking after the member.
-func (m *member) abandon() {
+// leaveAlone ends what lookAfterLocked began.
+func (m *member) leaveAlone() {
 	for _, stop := range m.stops {
 		stop()
 	}
 	m.stops = nil
+}
+
+// abandon ends everything.
+func (m *member) abandon() {
+	for _, stop := range m.watches {
+		stop()
+	}
+	m.watches = nil
+	m.leaveAlone()
 }
 
 // changed runs when a member's state does. It is called by whoever changed it, so it must not block for long.

@@ -90,29 +90,38 @@ func (p *Priority) WatchesHealth() bool { return p.severalLevels.Load() || p.nes
 
 // Build implements [Policy].
 func (p *Priority) Build(s *upstream.Snapshot) Picker {
-	if !slices.ContainsFunc(s.Endpoints, func(e upstream.Endpoint) bool { return e.Priority != s.Endpoints[0].Priority }) {
+	parts := byPriority(s.Endpoints)
+	if len(parts) < 2 {
 		return p.child.Build(s)
 	}
 	p.severalLevels.Store(true)
-	sorted := slices.Clone(s.Endpoints)
-	slices.SortStableFunc(sorted, func(a, b upstream.Endpoint) int { return cmp.Compare(a.Priority, b.Priority) })
-	var (
-		list   []level
-		health []int
-	)
-	for len(sorted) > 0 {
-		end := slices.IndexFunc(sorted, func(e upstream.Endpoint) bool { return e.Priority != sorted[0].Priority })
-		if end < 0 {
-			end = len(sorted)
-		}
-		list = append(list, level{endpoints: sorted[:end:end]})
-		health = append(health, p.health(usable(sorted[:end]), end))
-		sorted = sorted[end:]
+	list, health := make([]level, len(parts)), make([]int, len(parts))
+	for i, endpoints := range parts {
+		list[i].endpoints = endpoints
+		health[i] = p.health(usable(endpoints), len(endpoints))
 	}
 	for i, load := range priorityLoad(health) {
 		list[i].share = float64(load) / 100
 	}
 	return p.buildLevels(s, list)
+}
+
+// byPriority parts endpoints into levels, the first of which is used first. It returns nil if all are of one level.
+func byPriority(endpoints []upstream.Endpoint) (levels [][]upstream.Endpoint) {
+	if !slices.ContainsFunc(endpoints, func(e upstream.Endpoint) bool { return e.Priority != endpoints[0].Priority }) {
+		return nil
+	}
+	sorted := slices.Clone(endpoints)
+	slices.SortStableFunc(sorted, func(a, b upstream.Endpoint) int { return cmp.Compare(a.Priority, b.Priority) })
+	for len(sorted) > 0 {
+		end := slices.IndexFunc(sorted, func(e upstream.Endpoint) bool { return e.Priority != sorted[0].Priority })
+		if end < 0 {
+			end = len(sorted)
+		}
+		levels = append(levels, sorted[:end:end])
+		sorted = sorted[end:]
+	}
+	return levels
 }
 
 // health is how many percent of all calls a level can carry.

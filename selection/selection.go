@@ -6,8 +6,8 @@
 // selectiontest, register.
 //
 // What a policy can do beyond picking, it says by implementing further interfaces, all optional: its picker may be a
-// [Learner] or an [Annotator], the policy itself a [HealthWatcher] or a [LoadReportReceiver]. A policy that chooses among
-// policies (priorities, localities) passes these on to its children.
+// [Learner] or an [Annotator], the policy itself a [HealthWatcher], a [LoadReportReceiver], [Selective] or a [Carrier]. A
+// policy that chooses among policies (priorities, localities) passes these on to its children.
 package selection
 
 import (

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -20,7 +21,7 @@ func init() { caddy.RegisterModule(new(DeterministicSubset)) }
 
 // DeterministicSubset uses some of the endpoints only, so that in a large installation not every proxy is connected to every
 // endpoint. Which ones does not change with reloads and restarts, and little with the set of endpoints. Endpoints of the rest
-// get calls while none of the chosen can be used.
+// get calls while none of the chosen can be used; until then nothing connects to them, health checks included.
 //
 // If each proxy knows its number in the fleet, the proxies are spread over a circle of all endpoints, and each takes those
 // that follow: with 100 proxies that take 20 of 200 endpoints each, an endpoint has 9 to 11 proxies. (Deterministic aperture,
@@ -43,8 +44,9 @@ type DeterministicSubset struct {
 	PolicyRaw json.RawMessage `json:"child,omitempty" caddy:"namespace=http.grpc_proxy.selection_policies inline_key=policy"`
 
 	nested
-	index int // -1 if it is not known
-	seed  uint64
+	index   int // -1 if it is not known
+	seed    uint64
+	chooses atomic.Bool // there are more endpoints than it uses
 }
 
 // CaddyModule returns the Caddy module information.
@@ -117,8 +119,9 @@ func (p *DeterministicSubset) Build(s *upstream.Snapshot) Picker {
 	if len(s.Endpoints) <= p.Size {
 		return p.child.Build(s)
 	}
+	p.chooses.Store(true)
 	chosen, rest := p.split(s)
-	return p.buildLevels(s, []level{{chosen, 1}, {rest, 0}})
+	return p.buildSubset(s, chosen, rest)
 }
 
 // split returns the endpoints that this proxy uses and the others, of more endpoints than it uses.
@@ -160,6 +163,7 @@ func shuffled(s *upstream.Snapshot, seed uint64) []int32 {
 
 var (
 	_ Policy                = (*DeterministicSubset)(nil)
+	_ Selective             = (*DeterministicSubset)(nil)
 	_ HealthWatcher         = (*DeterministicSubset)(nil)
 	_ LoadReportReceiver    = (*DeterministicSubset)(nil)
 	_ caddy.Provisioner     = (*DeterministicSubset)(nil)

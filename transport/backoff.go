@@ -94,7 +94,7 @@ func (e *Endpoint) backoffOver() {
 	over := !e.released && e.backoff.last != nil
 	if over {
 		e.backoff.until = time.Time{}
-		if e.backoff.wanted || e.keepMin || len(e.queue) > 0 {
+		if e.backoff.wanted || e.keepers > 0 || len(e.queue) > 0 {
 			e.backoff.wanted = false
 			e.startDialLocked() // Backoff stays set until the dial succeeds
 		} else {

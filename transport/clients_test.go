@@ -83,19 +83,29 @@ type bufferedConn struct {
 
 func (c *bufferedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
-// TestPreconnect: connections are there before the first call, and are replaced when they end.
+// TestPreconnect: connections are there before the first call, and are replaced when they end as long as anybody wants that.
 func TestPreconnect(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l, accepted := listen(t)
 	e := endpoint(t, l.Addr(), Config{MinConns: 2})
-	e.Preconnect()
-	first := <-accepted
-	<-accepted
+	stop := e.Preconnect()
+	first, second := <-accepted, <-accepted
 	eventually(t, "two connections", func() bool { return e.Conns() == 2 })
+	other := e.Preconnect()
+	stop()
+	stop()
 	first.Abort()
-	<-accepted
+	third := <-accepted
 	eventually(t, "two connections again", func() bool { return e.Conns() == 2 })
-	if n := l.Accepted(); n != 3 {
-		t.Errorf("%d connections were made, want 3", n)
+	other()
+	second.Abort()
+	third.Abort()
+	eventually(t, "none any more", func() bool { return e.Conns() == 0 })
+	e.Preconnect()
+	<-accepted
+	<-accepted
+	eventually(t, "two new ones", func() bool { return e.Conns() == 2 })
+	if n := l.Accepted(); n != 5 {
+		t.Errorf("%d connections were made, want 5", n)
 	}
 }

@@ -43,7 +43,7 @@ type Endpoint struct {
 	ping     time.Duration
 	stop     context.CancelFunc
 	ctx      context.Context
-	keepMin  bool
+	keepers  int // who want Config.MinConns connections to be kept
 
 	clients clients
 }
@@ -202,19 +202,27 @@ func (e *Endpoint) dialInBackground() {
 	default:
 	}
 	e.wakeLocked()
-	if len(e.queue) > 0 || e.keepMin && len(conns) < e.cfg.MinConns {
+	if len(e.queue) > 0 || e.keepers > 0 && len(conns) < e.cfg.MinConns {
 		e.startDialLocked()
 	}
 }
 
-// Preconnect makes Config.MinConns connections, one after the other, and from then on replaces those that end.
-func (e *Endpoint) Preconnect() {
+// Preconnect makes Config.MinConns connections, one after the other, and replaces those that end, until everybody who
+// called it has called stop. Then they stay until they have been idle for long.
+func (e *Endpoint) Preconnect() (stop func()) {
+	if e.cfg.MinConns == 0 {
+		return func() {}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.cfg.MinConns > 0 && !e.keepMin {
-		e.keepMin = true
+	if e.keepers++; len(*e.conns.Load()) < e.cfg.MinConns {
 		e.startDialLocked()
 	}
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.keepers--
+	})
 }
 
 // connWindow is the flow-control window of a connection to an upstream. All clients' calls share the connection, and
@@ -292,7 +300,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	c.stopTimer()
 	if e.removeLocked(c) {
 		e.logger.Load().Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
-		if err.Kind != h2.KindLocal || e.keepMin || len(e.queue) > 0 { // else it was idle, and may stay away
+		if err.Kind != h2.KindLocal || e.keepers > 0 || len(e.queue) > 0 { // else it was idle, and may stay away
 			e.replaceLocked(c)
 		}
 	}
@@ -312,7 +320,7 @@ func (e *Endpoint) unusedLocked() bool {
 // so that a server which closes idle connections is not dialled for ever.
 func (e *Endpoint) replaceLocked(c *conn) {
 	n := len(*e.conns.Load())
-	if len(e.queue) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepMin && n < e.cfg.MinConns {
+	if len(e.queue) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepers > 0 && n < e.cfg.MinConns {
 		e.startDialLocked()
 	}
 }
