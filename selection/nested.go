@@ -36,6 +36,9 @@ func (n *nested) load(ctx caddy.Context, module any, field string) error {
 	return nil
 }
 
+// inner is the policy, nil if there is none.
+func (n *nested) inner() Policy { return n.child }
+
 // WatchesHealth implements [HealthWatcher].
 func (n *nested) WatchesHealth() bool {
 	w, ok := n.child.(HealthWatcher)

@@ -88,14 +88,24 @@ func checkOverprovisioning(factor float64) error {
 	return nil
 }
 
-// notSticky refuses a policy that binds clients to endpoints below one that draws among parts of them at random: the draw
-// would break the bond.
+// notSticky refuses a policy that binds clients to endpoints, at any depth, below one that chooses among parts of them
+// first: that choice would break the bond.
 func (n *nested) notSticky(outer string) error {
-	switch n.child.(type) {
-	case *Sticky, *Cookie:
+	if binds(n.child) {
 		return fmt.Errorf("policy: a sticky policy cannot be within %s, which would choose among endpoints before it; write %s as the fallback of the sticky policy", outer, outer)
 	}
 	return nil
+}
+
+// binds tells whether the policy, or one within it, binds clients to endpoints.
+func binds(p Policy) bool {
+	switch p := p.(type) {
+	case *Sticky, *Cookie:
+		return true
+	case interface{ inner() Policy }:
+		return binds(p.inner())
+	}
+	return false
 }
 
 // usable counts the endpoints that calls can go to, apart from what comes and goes with single calls.

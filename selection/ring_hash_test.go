@@ -105,7 +105,7 @@ func TestRingHashWarmsUp(t *testing.T) {
 // What TestRingHashMovesNoOthers has for some sets holds for any: weights of all sizes, one that comes and one whose weight
 // changes.
 func TestRingHashMovesNoOthersOfAny(t *testing.T) {
-	const keys, rounds = 3000, 60
+	const keys, rounds = 2000, 25
 	random := rand.New(rand.NewPCG(1, 2))
 	weight := func() uint32 { return uint32(math.Exp(random.Float64() * math.Log(upstream.MaxWeight))) }
 	for range rounds {

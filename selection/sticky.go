@@ -136,8 +136,7 @@ func resolveSecret(configured string) ([]byte, error) {
 
 // Validate implements caddy.Validator.
 func (p *Sticky) Validate() error {
-	switch p.child.(type) {
-	case *Sticky, *Cookie:
+	if binds(p.child) {
 		return errors.New("fallback: a sticky policy within a sticky policy would give each client two tokens; write the one that chooses for new clients, round_robin, say")
 	}
 	switch {

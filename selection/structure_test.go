@@ -230,3 +230,30 @@ func TestHashAndStructureJSONErrors(t *testing.T) {
 		}
 	}
 }
+
+// A sticky policy is refused, at any depth, within one that would choose among endpoints before it.
+func TestStickyIsOutermost(t *testing.T) {
+	subset := func(child string) string {
+		return `{"policy":"subset","match":[{"key":"v","value":"1"}],"child":` + child + `}`
+	}
+	const sticky, cookie = `{"policy":"sticky"}`, `{"policy":"cookie"}`
+	for _, tt := range []struct{ config, want string }{
+		{`{"policy":"priority","child":` + subset(sticky) + `}`, "policy: a sticky policy cannot be within priority"},
+		{`{"policy":"priority","child":{"policy":"ip_hash"}}`, ""},
+		{
+			`{"policy":"priority","child":{"policy":"header","field":"k","fallback":` + cookie + `}}`,
+			"policy: a sticky policy cannot be within priority, which would choose among endpoints before it; write priority as the fallback of the sticky policy",
+		},
+		{`{"policy":"locality","zone":"a","child":` + subset(subset(sticky)) + `}`, "policy: a sticky policy cannot be within locality"},
+		{`{"policy":"locality","zone":"a","child":` + subset(`{"policy":"random"}`) + `}`, ""},
+		{`{"policy":"deterministic_subset","size":3,"child":` + sticky + `}`, "policy: a sticky policy cannot be within deterministic_subset"},
+		{`{"policy":"sticky","fallback":` + subset(cookie) + `}`, "fallback: a sticky policy within a sticky policy"},
+		{`{"policy":"sticky","fallback":{"policy":"deterministic_subset","size":3}}`, ""},
+		{subset(sticky), ""},
+	} {
+		_, err := load(t, tt.config)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v; want %q", tt.config, err, tt.want)
+		}
+	}
+}

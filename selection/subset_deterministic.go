@@ -111,7 +111,8 @@ func (p *DeterministicSubset) Validate() error {
 	if p.Index != "" && p.Identity != "" {
 		return fmt.Errorf("index, identity: both %s and %s tell this proxy from others; choose one", p.Index, p.Identity)
 	}
-	return nil
+	// Each proxy of a fleet uses others, so a client's calls by another proxy would not find its endpoint.
+	return p.notSticky("deterministic_subset")
 }
 
 // Build implements [Policy].

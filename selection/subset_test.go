@@ -240,11 +240,11 @@ func TestDeterministicSubsetByIndex(t *testing.T) {
 
 // One endpoint more or less changes little for each proxy, whatever the number of endpoints.
 func TestDeterministicSubsetStable(t *testing.T) {
-	const proxies, size = 13, 20
+	const proxies, size = 7, 20
 	for name, proxy := range map[string]func(i, size int) *DeterministicSubset{"identity": byIdentity, "index": byIndex} {
 		moved, most, changes := 0, 0, 0
 		for i := range proxies {
-			i := i * 23 // up to the 277th of a fleet
+			i := i * 43 // up to the 259th of a fleet
 			before := chosen(proxy(i, size), fleet(100))
 			for n := 101; n <= 300; n++ {
 				after := chosen(proxy(i, size), fleet(n))
