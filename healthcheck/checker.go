@@ -50,6 +50,12 @@ type checker struct {
 	pushes  uint64 // counts what the endpoint has told unasked
 	stopped bool
 	timer   *time.Timer
+
+	// See flap.go.
+	recoveries recoveries
+	holdUntil  time.Time // when good news will have lasted long enough, if it has to
+	hold       *time.Timer
+
 	kick    chan struct{} // the endpoint was reconnected to
 	watched func()        // stops watching the State
 }
@@ -118,6 +124,7 @@ func (c *checker) stop() {
 	defer c.mu.Unlock()
 	c.stopped = true
 	c.cancel()
+	c.badNewsLocked()
 	if c.timer != nil {
 		c.timer.Stop()
 	}
@@ -230,12 +237,13 @@ func (c *checker) take(v Verdict, pushes uint64) bool {
 	if v.Answer.good() {
 		c.passes, c.fails = c.passes+1, 0
 		unejectOn(c.g.state)
-		if c.status == connecting || c.status == unhealthy && c.passes >= c.g.settings.Load().Passes {
+		if c.status == connecting || c.status == unhealthy && c.holdUntil.IsZero() && c.passes >= c.g.settings.Load().Passes {
 			return c.becomeLocked(healthy, "")
 		}
 		return news
 	}
 	c.passes, c.fails = 0, c.fails+1
+	c.badNewsLocked()
 	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Load().Fails {
 		return c.becomeLocked(unhealthy, v.Text)
 	}
@@ -260,25 +268,23 @@ func (c *checker) sayLocked(why string) {
 func (c *checker) push(v Verdict) {
 	c.mu.Lock()
 	c.pushes++
-	changed := !c.stopped && c.learn(v.Answer)
+	publish := !c.stopped && c.learn(v.Answer)
 	switch {
 	case c.stopped || v.Answer == Undecided:
 	case v.Answer.good():
 		c.passes, c.fails = 1, 0
-		unejectOn(c.g.state)
-		if c.status != healthy {
-			changed = c.becomeLocked(healthy, "")
-		}
+		publish = c.goodNewsLocked() || publish
 	default:
 		c.passes, c.fails = 0, 1
+		c.badNewsLocked()
 		if c.status == unhealthy {
 			c.sayLocked(v.Text)
 		} else {
-			changed = c.becomeLocked(unhealthy, v.Text)
+			publish = c.becomeLocked(unhealthy, v.Text)
 		}
 	}
 	c.mu.Unlock()
-	if changed {
+	if publish {
 		c.g.r.publish()
 	}
 }
