@@ -153,8 +153,13 @@ func (r *roster) forgetLocked(name string) {
 // settleLocked makes room for services that have turned out to be of another sort.
 func (r *roster) settleLocked(now time.Time) {
 	r.waiting = false
+	var answered [sorts]int
 	for _, s := range r.services {
-		r.waiting = r.waiting || s.sort() == wanted && !s.answered
+		if s.answered {
+			answered[s.sort()]++
+		} else {
+			r.waiting = r.waiting || s.sort() == wanted
+		}
 		if s.sort() == proven && !s.refunded {
 			s.refunded = true
 			if s.byCall {
@@ -165,15 +170,14 @@ func (r *roster) settleLocked(now time.Time) {
 		}
 	}
 	for of := range sorts {
-		for n := r.countLocked(of); n > room[of]; n-- {
+		for ; answered[of] > room[of]; answered[of]-- {
 			name, ok := r.idleLocked(of, now)
 			if !ok {
 				name, ok = r.latestLocked(of)
 			}
-			if !ok {
-				break // these are on trial
+			if ok { // else calls have just made them another sort
+				r.forgetLocked(name)
 			}
-			r.forgetLocked(name)
 		}
 	}
 }
