@@ -497,6 +497,35 @@ func TestCompanions(t *testing.T) {
 	})
 }
 
+// The log counts upstreams that come back like others that come.
+func TestChangesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		f := start(t, Config{Sources: dynamic(src, t)})
+		sink := <-src.sinks
+		for i, tt := range []struct {
+			ports                     []int
+			upstreams, added, removed int64
+		}{
+			{[]int{1, 2, 3}, 3, 3, 0},
+			{[]int{1}, 1, 0, 2},
+			{[]int{1, 2, 3}, 3, 2, 0},
+			{[]int{3, 4}, 2, 1, 2},
+		} {
+			sink.Update(endpoints(tt.ports...))
+			settle()
+			lines := f.logs.FilterMessage("upstreams have changed").All()
+			if len(lines) != i+1 {
+				t.Fatalf("%v: %d lines", tt.ports, len(lines))
+			}
+			got := lines[i].ContextMap()
+			if got["upstreams"] != tt.upstreams || got["added"] != tt.added || got["removed"] != tt.removed {
+				t.Errorf("%v: %v", tt.ports, got)
+			}
+		}
+	})
+}
+
 // BenchmarkUpdate: 1 % of 10,000 endpoints are replaced by others.
 func BenchmarkUpdate(b *testing.B) {
 	for name, p := range map[string]selection.Policy{"round_robin": new(selection.RoundRobin), "least_request": new(selection.LeastRequest)} {

@@ -57,9 +57,17 @@ func (c *Cluster) listLocked() error {
 		}
 		live = append(live, m)
 	}
+	before := make(map[*member]bool, len(c.live))
+	for _, m := range c.live {
+		before[m] = true
+	}
 	listed := make(map[*member]bool, len(live))
+	came := 0 // some of them again, within memoryTime
 	for i, m := range live {
 		listed[m] = true
+		if !before[m] {
+			came++
+		}
 		m.removed, m.cut = time.Time{}, false
 		m.info = wanted[i]
 		m.info.State = m.end.State
@@ -79,7 +87,7 @@ func (c *Cluster) listLocked() error {
 		for _, m := range added {
 			c.watchLocked(m)
 		}
-		c.cfg.Logger.Info("upstreams have changed", zap.Int("upstreams", len(live)), zap.Int("added", len(added)), zap.Int("removed", gone))
+		c.cfg.Logger.Info("upstreams have changed", zap.Int("upstreams", len(live)), zap.Int("added", came), zap.Int("removed", gone))
 	}
 	if len(c.draining) > 0 {
 		c.sweepLaterLocked()
