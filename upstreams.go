@@ -59,6 +59,7 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 		Transport:    reach,
 		DrainTimeout: time.Duration(h.DrainTimeout),
 		Cut:          h.cutEndpoint,
+		Drained:      h.tellDrained,
 		Changed:      running.tell,
 		Logger:       h.logger,
 	}
@@ -226,4 +227,12 @@ func withServerName(c *tls.Config, name string) *tls.Config {
 func (h *Handler) cutEndpoint(end *transport.Endpoint) int {
 	return h.drain.endWhere(func(x *exchange) bool { return x.isOn(end) }, proxyFailure(grpcwire.Unavailable, reasonDrained,
 		"the upstream was taken out of service, and the time for its last calls is over (drain_timeout)"))
+}
+
+// tellDrained makes an event of an endpoint that was removed and has no calls any more.
+func (h *Handler) tellDrained(e *upstream.Endpoint, since time.Time, why string) {
+	h.events.tell(healthcheck.Transition{
+		Endpoint: e, From: e.State.Status(),
+		To: upstream.Status{Condition: upstream.ConditionDraining, Text: why, Since: since},
+	})
 }

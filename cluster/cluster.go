@@ -55,6 +55,9 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Cut ends the calls that still run on an endpoint when that is over, and tells how many there were.
 	Cut func(*transport.Endpoint) int
+	// Drained is told of endpoints that have left the list, since when and why, when the last call on them has ended, or was
+	// ended. It must not block. Nil: nobody is told.
+	Drained func(e *upstream.Endpoint, since time.Time, why string)
 	// Companions are started for each endpoint when it comes, or when the policy begins to use it, and stopped when it goes,
 	// or is not used any more.
 	Companions []Companion

@@ -1,10 +1,15 @@
 package cluster
 
 import (
+	"fmt"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -170,5 +175,76 @@ func TestDescribe(t *testing.T) {
 		if w := g.View().Snapshot.Endpoints[0].Weight; w != 5 {
 			t.Errorf("weight %d after a reload, want 5", w)
 		}
+	})
+}
+
+// Whoever removes an upstream from a list is told when it can be switched off: once, when the last call on it is over.
+func TestDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			mu   sync.Mutex
+			told []string
+		)
+		src := newScript()
+		f := start(t, Config{
+			Sources: dynamic(src, t), DrainTimeout: 20 * time.Second,
+			Drained: func(e *upstream.Endpoint, since time.Time, why string) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, fmt.Sprintf("%s after %v: %s", strings.TrimPrefix(e.Address, "127.0.0.1:"), time.Since(since).Round(time.Second), why))
+			},
+		})
+		expect := func(what string, wait time.Duration, want ...string) {
+			t.Helper()
+			time.Sleep(wait)
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			slices.Sort(told)
+			if !slices.Equal(told, want) {
+				t.Errorf("%s: told %q, want %q", what, told, want)
+			}
+			told = nil
+		}
+		const none, ended = "it left the list of upstreams, and no call is left on it", "it left the list of upstreams, and its last calls were ended (drain_timeout)"
+		sink := <-src.sinks
+		sink.Update(endpoints(1, 2, 3, 4, 5))
+		settle()
+		ends := f.View().Endpoints
+		for _, e := range ends[1:4] {
+			e.State.Begin()
+		}
+		sink.Update(endpoints(1))
+		expect("with calls on three of four", 5*time.Second, "5 after 1s: "+none)
+		ends[1].State.End()
+		expect("with calls on two", 5*time.Second, "2 after 5s: "+none)
+		sink.Update(endpoints(1, 3))
+		settle()
+		ends[2].State.End()
+		expect("when one has come back", time.Minute, "4 after 20s: "+ended)
+		sink.Update(endpoints(1))
+		expect("when it has gone again", time.Minute, "3 after 1s: "+none)
+		ends[3].State.End()
+		if n := f.logs.FilterMessage("upstream drained").FilterLevelExact(zap.InfoLevel).Len(); n != 2 {
+			t.Errorf("%d lines about upstreams that had calls, want 2", n)
+		}
+	})
+}
+
+// An endpoint that is in the list by another name is not told to be drained.
+func TestDrainedByName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := newScript()
+		f := start(t, Config{Sources: dynamic(src, t), Drained: func(e *upstream.Endpoint, _ time.Time, _ string) { t.Errorf("%s is drained", e.Name) }})
+		sink := <-src.sinks
+		list := endpoints(1)
+		for _, name := range []string{"a.test", "b.test"} {
+			list[0].Name = name
+			sink.Update(list)
+			settle()
+		}
+		time.Sleep(2 * memoryTime)
+		synctest.Wait()
+		f.expect(t, "1", "")
 	})
 }

@@ -27,6 +27,8 @@ type member struct {
 	watches, stops []func()
 
 	removed time.Time // when it left the list; zero while it is in
+	busy    bool      // there were calls on it then
+	drained bool      // it was reported that there are none any more
 	cut     bool      // its calls were ended
 }
 
@@ -68,7 +70,7 @@ func (c *Cluster) listLocked() error {
 		if !before[m] {
 			came++
 		}
-		m.removed, m.cut = time.Time{}, false
+		m.removed, m.busy, m.drained, m.cut = time.Time{}, false, false, false
 		m.info = wanted[i]
 		m.info.State = m.end.State
 	}
@@ -77,7 +79,7 @@ func (c *Cluster) listLocked() error {
 	c.draining = slices.DeleteFunc(c.draining, func(m *member) bool { return listed[m] })
 	for _, m := range c.live {
 		if !listed[m] {
-			m.removed = now
+			m.removed, m.busy = now, m.info.State.Active() > 0
 			c.draining = append(c.draining, m)
 			gone++
 		}

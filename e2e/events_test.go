@@ -2,15 +2,22 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	_ "github.com/caddyserver/caddy/v2/modules/caddyevents/eventsconfig"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -72,5 +79,72 @@ func TestEvents(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestDrainedEvent: whoever takes an upstream off a list is told when its last call has ended.
+func TestDrainedEvent(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	backends := start(t, 2)
+	file := filepath.Join(t.TempDir(), "upstreams.json")
+	list := func(backends ...*backendtest.Backend) {
+		t.Helper()
+		addresses := make([]string, 0, len(backends))
+		for _, b := range backends {
+			addresses = append(addresses, `{"address":"`+b.Addr()+`"}`)
+		}
+		if err := os.WriteFile(file+".new", []byte("["+strings.Join(addresses, ",")+"]"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list(backends...)
+	seen.mu.Lock()
+	seen.events = nil
+	seen.mu.Unlock()
+	p := proxytest.Start(t, proxytest.Options{
+		Global: "events {\n\ton drained eyewitness\n}",
+		Site:   "grpc_proxy {\n\tdynamic file " + file + "\n\tlb_policy round_robin\n}",
+	})
+	events := func() []string {
+		seen.mu.Lock()
+		defer seen.mu.Unlock()
+		return slices.Clone(seen.events)
+	}
+	c := client(t, p.H2C)
+	spread(t, c, 2, 1, backends...)
+	var streams []testgrpc.TestService_FullDuplexCallClient
+	for range 2 { // one on each
+		s, err := c.FullDuplexCall(within(t, timeout))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 1}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		streams = append(streams, s)
+	}
+	list(backends[0])
+	eventually(t, "the new list is in force", func() bool { return spread(t, c, 10, 1, backends...)[1] == 0 })
+	if got := events(); len(got) > 0 {
+		t.Fatalf("told %q while a call is on the upstream", got)
+	}
+	for _, s := range streams {
+		if err := s.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it is drained", func() bool { return len(events()) > 0 })
+	want := []string{"drained " + backends[1].Addr() + ": draining after healthy"}
+	if got := events(); !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
 	}
 }
