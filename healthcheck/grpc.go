@@ -46,8 +46,8 @@ type GRPC struct {
 	Services []string `json:"services,omitempty"`
 
 	// Ask about the service of each RPC as well, and keep only that service's RPCs away from an upstream where it is not
-	// serving or not known. The server has to report on each of its services. At most 64 services are asked about; RPCs
-	// of others go by `services` alone. Default: false.
+	// serving or not known. The server has to report on each of its services. At most 64 services that an upstream has
+	// are asked about; RPCs of others go by `services` alone. Default: false.
 	PerRPC bool `json:"per_rpc,omitempty"`
 
 	// What an upstream without the health service is: `healthy` (gRFC A17; the check still proves that it answers) or
