@@ -12,7 +12,7 @@ import (
 
 const (
 	// warmScale is what all weights are multiplied by where endpoints warm up, so that a part of a small weight is a whole
-	// number; less if the weights are large.
+	// number; a tenth or a hundredth of it if the weights are large.
 	warmScale = 100
 	// warmEvery is how often weights are brought up to date while an endpoint warms up.
 	warmEvery = time.Second
@@ -40,7 +40,11 @@ func (c *Cluster) scaleLocked() float64 {
 	for _, m := range c.live {
 		most = max(most, m.info.EffectiveWeight())
 	}
-	return min(warmScale, upstream.MaxWeight/float64(most))
+	scale := float64(warmScale)
+	for scale > 1 && float64(most)*scale > upstream.MaxWeight {
+		scale /= 10 // in steps, so that weights stay what they are when the heaviest comes or goes, as far as there is room
+	}
+	return scale
 }
 
 // panics tells whether so few of the endpoints in use are healthy that health does not count, and how many there are.

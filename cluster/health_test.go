@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -76,16 +77,21 @@ func TestWarmth(t *testing.T) {
 	})
 }
 
-// The largest weights leave no room for parts of them, but stay in proportion.
+// Weights that are so large that there is no room to multiply them stay in proportion, exactly: the others' do not change with
+// the heaviest by a rounding.
 func TestWarmthOfLargeWeights(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		list := endpoints(1, 2)
-		list[0].Weight, list[1].Weight = upstream.MaxWeight, 1000
-		f := start(t, Config{Static: list, Warmth: func(*upstream.State) float64 { return 1 }})
-		if got := weights(f.View()); got[0] != upstream.MaxWeight || got[1] != 1000 {
-			t.Errorf("weights %v", got)
-		}
-	})
+	for _, tt := range [][2][]uint32{
+		{{655, 1}, {65_500, 100}}, {{656, 7}, {6560, 70}}, {{6553, 3}, {65_530, 30}}, {{6554, 3}, {6554, 3}}, {{upstream.MaxWeight, 1}, {upstream.MaxWeight, 1}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			list := endpoints(1, 2)
+			list[0].Weight, list[1].Weight = tt[0][0], tt[0][1]
+			f := start(t, Config{Static: list, Warmth: func(*upstream.State) float64 { return 1 }})
+			if got := weights(f.View()); !slices.Equal(got, tt[1]) {
+				t.Errorf("weights %v become %v, want %v", tt[0], got, tt[1])
+			}
+		})
+	}
 }
 
 func TestPanics(t *testing.T) {
