@@ -43,6 +43,7 @@ type Conn struct {
 	streams   map[uint32]*Stream
 	nextID    uint32   // client: the next stream's identifier. server: one above the highest the peer has used
 	draining  bool     // no new streams
+	full      bool     // no new streams until most of what waits for the socket has left
 	recent    []uint32 // streams we have reset (stray.go)
 	recentPos int
 	stray     allowance
@@ -220,8 +221,8 @@ func (c *Conn) Leaving() <-chan struct{} { return c.leaving }
 // Silence is for how long nothing has come from the peer.
 func (c *Conn) Silence() time.Duration { return time.Duration(c.nano() - c.lastRead.Load()) }
 
-// Available is the number of streams that could be opened now: 0 when the connection is draining or over or twice
-// Config.MaxPending waits for the socket, and counted against an assumed limit of 100 before the peer's SETTINGS have come.
+// Available is the number of streams that could be opened now: 0 when the connection is draining or over or more than
+// Config.MaxPending waits for the socket, until half of that is left, and counted against an assumed limit of 100 before the peer's SETTINGS have come.
 // Client role.
 func (c *Conn) Available() int {
 	c.mu.Lock()
@@ -230,7 +231,7 @@ func (c *Conn) Available() int {
 }
 
 func (c *Conn) availableLocked() int {
-	if !c.client || c.draining || c.writeErr != nil || c.crowdedLocked() {
+	if !c.client || c.draining || c.writeErr != nil || c.full {
 		return 0
 	}
 	return max(0, c.streamLimitLocked()-len(c.streams))
@@ -286,6 +287,9 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 		c.events |= evNearlyFull
 	}
 	c.appendHeaders(s.id, fields, end)
+	// HEADERS are taken whatever waits already. So that they neither pile up nor fill what DATA of the streams there could
+	// use, and what stops the reader, streams are opened again only when DATA is taken again.
+	c.full = c.full || c.pendingLocked() > c.cfg.MaxPending
 	c.unlock()
 	return s, nil
 }

@@ -506,7 +506,7 @@ func TestAnswersThatWait(t *testing.T) {
 		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
-		c, p := clientAgainst(t, Config{})
+		c, p := clientAgainst(t, Config{MaxPending: 64 << 20}) // nothing is flushed
 		<-c.Ready()
 		p.ExpectSettingsAck()
 		for range maxControls + 1000 {
@@ -549,7 +549,7 @@ func TestHeadersThatWait(t *testing.T) {
 	if refused == nil || refused.Kind != KindNoCapacity || !refused.Unprocessed {
 		t.Fatalf("%v", refused)
 	}
-	if st := c.Stats(); st.Pending > 2*cfg.MaxPending+2*size || c.Available() != 0 {
+	if st := c.Stats(); st.Pending > cfg.MaxPending+2*size || c.Available() != 0 {
 		t.Errorf("%d bytes wait, %d streams available", st.Pending, c.Available())
 	}
 	select { // what the resets freed
@@ -563,4 +563,57 @@ func TestHeadersThatWait(t *testing.T) {
 	s := mustOpen(t, c, true, r)
 	c.Flush()
 	p.Expect("the call's head", func(f wiretest.Frame) bool { return f.Type == http2.FrameHeaders && f.Stream == s.ID() })
+}
+
+// slowReads is a connection whose reader takes its time.
+type slowReads struct{ net.Conn }
+
+func (c slowReads) Read(p []byte) (int, error) {
+	<-time.After(time.Millisecond)
+	return c.Conn.Read(p[:min(len(p), 8<<10)])
+}
+
+// More new calls than the socket takes: those that wait are let in when messages of the older ones are, too, and not each time
+// that a little has left, which would keep everything else waiting, the reader included.
+func TestRoomForNewStreams(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	a, b := net.Pipe()
+	server := Server(slowReads{b}, Config{MaxStreams: 1 << 20, ResetBudget: 1 << 20}, acceptEcho)
+	const most = 64 << 10
+	room := make(chan int, 1)
+	c := Client(a, Config{MaxPending: most, OnCapacity: func(c *Conn) {
+		if c.Available() > 0 {
+			select {
+			case room <- c.Stats().Pending:
+			default:
+			}
+		}
+	}})
+	defer closeAndWait(t, server)
+	defer closeAndWait(t, c)
+	<-c.Ready()
+	large := append(slices.Clip(requestHead), Field{Name: "x", Value: strings.Repeat("\xff", 8<<10), Sensitive: true})
+	for range 3 {
+		for {
+			if _, err := c.OpenStream(large, true, newRecorderOf(t, 10)); err != nil {
+				break
+			}
+			c.FlushSoon()
+			select {
+			case <-room: // that was before it was full
+			default:
+			}
+		}
+		select {
+		case n := <-room:
+			if n > most/2 {
+				t.Errorf("let in with %d bytes waiting of %d at most", n, most)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("no room")
+		}
+	}
+	if n := c.Stats().ReaderStalls; n > 0 {
+		t.Errorf("the reader was stopped %d times", n)
+	}
 }

@@ -190,6 +190,7 @@ func (c *Conn) flushLocked() {
 	}
 	c.flushing = false
 	c.flushedLocked()
+	c.emptierLocked()
 	if len(c.waiters) > c.waitersAt && c.roomLocked() {
 		// Those who wait for room are called by the reader or the writer, never by whoever happens to flush.
 		c.flushing = true
@@ -231,11 +232,7 @@ func (c *Conn) takeLocked() *buffer {
 
 // wroteLocked notes that n more bytes have left.
 func (c *Conn) wroteLocked(n int) {
-	crowded := c.crowdedLocked()
 	c.inflight -= n
-	if crowded && c.client && !c.crowdedLocked() {
-		c.events |= evCapacity
-	}
 	c.stats.BytesOut += uint64(n)
 	if c.sock.exact {
 		c.written += uint64(n)
@@ -255,6 +252,7 @@ func (c *Conn) writeLoop() {
 	c.mu.Lock()
 	for c.writeErr == nil {
 		if c.cur == nil {
+			c.emptierLocked()
 			if len(c.waiters) > c.waitersAt && c.roomLocked() {
 				c.serveWaitersLocked()
 			}
@@ -302,6 +300,15 @@ func (c *Conn) writeFailedLocked(err error) {
 		_ = c.nc.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
 	}
 	c.cond.Broadcast()
+}
+
+// emptierLocked lets streams be opened again. That is where those who wait to write are served, so that neither can take all
+// the room before the others come.
+func (c *Conn) emptierLocked() {
+	if c.full && c.pendingLocked() <= c.cfg.MaxPending/2 {
+		c.full = false
+		c.events |= evCapacity
+	}
 }
 
 // roomLocked tells whether a waiter could write.
