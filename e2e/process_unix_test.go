@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -141,8 +142,34 @@ func TestFrozenProcess(t *testing.T) {
 	state := stateOf(t, a.addr)
 	l := startCallers(t, concurrent, c)
 	l.more(t, 200)
+	// A call that sends more than the upstream's windows hold: not even the check's request fits in then.
+	ctx, cancel := context.WithCancel(t.Context())
+	uploaded := make(chan struct{})
+	defer func() { cancel(); <-uploaded }()
+	uploads := make([]testgrpc.TestService_StreamingInputCallClient, 2) // one of the two goes to a
+	for i := range uploads {
+		var err error
+		if uploads[i], err = client(t, p.H2C).StreamingInputCall(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "an upload at the one that will be frozen", func() bool { return state.Active() > 0 })
 	frozen := time.Now()
 	a.signal(t, syscall.SIGSTOP)
+	go func() {
+		defer close(uploaded)
+		var wg sync.WaitGroup
+		for _, u := range uploads {
+			wg.Go(func() {
+				for range 64 {
+					if u.Send(&testgrpc.StreamingInputCallRequest{Payload: &testgrpc.Payload{Body: make([]byte, 64<<10)}}) != nil {
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}()
 	eventually(t, "the frozen one is out", func() bool { return !state.Usable() })
 	out := time.Now()
 	t.Logf("out after %v (interval 300ms, timeout 300ms)", out.Sub(frozen).Round(time.Millisecond))

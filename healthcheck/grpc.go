@@ -138,17 +138,20 @@ func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
 	if d, ok := ctx.Deadline(); ok {
 		timeout = time.Until(d)
 	}
-	c, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", timeout)
+	var (
+		conn  *h2.Conn
+		began time.Time
+	)
+	defer func() {
+		if conn != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && conn.Silence() > time.Since(began) {
+			t.suspect(conn)
+		}
+	}()
+	c, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", timeout, func(on *h2.Conn) { conn, began = on, time.Now() })
 	if err != nil {
 		return noAnswer(ctx, t, err)
 	}
 	defer c.Close()
-	began := time.Now()
-	defer func() {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) && c.Conn().Silence() > time.Since(began) {
-			t.suspect(c.Conn())
-		}
-	}()
 	msg, err := c.Next(ctx)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return noAnswer(ctx, t, err)
@@ -211,7 +214,7 @@ func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error
 	timeout := fmt.Errorf("no answer to the health watch within %v", t.Timeout)
 	begin, cancel := context.WithTimeoutCause(ctx, t.Timeout, timeout)
 	defer cancel()
-	c, err := g.call(begin, t, "/grpc.health.v1.Health/Watch", 0)
+	c, err := g.call(begin, t, "/grpc.health.v1.Health/Watch", 0, func(*h2.Conn) {})
 	if err != nil {
 		return lostBy(err)
 	}

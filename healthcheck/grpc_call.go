@@ -36,16 +36,18 @@ const (
 )
 
 // call begins a call of the health service. A Check has a deadline, which the server is told; a Watch has none.
-func (g *GRPC) call(ctx context.Context, t *Target, path string, timeout time.Duration) (*rpc.Call, error) {
+// opened is told which connection it is on, before anything can hang there.
+func (g *GRPC) call(ctx context.Context, t *Target, path string, timeout time.Duration, opened func(*h2.Conn)) (*rpc.Call, error) {
 	authority := g.Authority
 	if authority == "" {
 		authority = t.HostPort()
 	}
-	return rpc.Begin(func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+	return rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
 		s, err := t.Open(ctx, fields, recv)
 		if err != nil {
 			return nil, errors.New(err.Text())
 		}
+		opened(s.Conn())
 		return s, nil
 	}, &rpc.Request{
 		Scheme: t.Scheme(), Authority: authority, Path: path, UserAgent: DefaultUserAgent, Metadata: g.metadata, Timeout: timeout,

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	grpcstatus "google.golang.org/grpc/status"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
@@ -390,7 +391,7 @@ func TestBusyEndpoint(t *testing.T) {
 	t.Cleanup(func() { _ = end.Destruct() })
 	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: end.State}
 	call := &Target{Endpoint: info, Address: addrs[0], Timeout: 10 * time.Second, conns: &connections{calls: end}}
-	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", 0) // holds the only stream
+	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", 0, func(*h2.Conn) {}) // holds the only stream
 	if err != nil {
 		t.Fatal(err)
 	}

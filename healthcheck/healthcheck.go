@@ -170,6 +170,7 @@ func (t *Target) open(c caller, fields []h2.Field, recv h2.Receiver) (*h2.Stream
 	}
 	s, err := end.Open(hasty{}, fields, false, recv)
 	if err != nil && (err.Kind == transport.KindQueueFull || err.Kind == transport.KindQueueTimeout) {
+		end.SuspectStuck(t.Timeout)
 		return t.conns.ownEndpoint().Open(c, fields, false, recv)
 	}
 	return s, err

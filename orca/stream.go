@@ -111,7 +111,7 @@ const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 // once asks once and hands on what comes until the stream ends. gRFC A51: "when the backend sends a GOAWAY, the client will
 // cancel the StreamCoreMetrics call"; a server that closes in good order waits for that.
 func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ error) {
-	c, err := rpc.Begin(func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+	c, err := rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
 		stream, err := s.Endpoint.Open(waiter{ctx}, fields, false, recv) //nolint:contextcheck // the waiter carries it
 		if err != nil {
 			return nil, err

@@ -42,16 +42,21 @@ type Call struct {
 	most   int
 }
 
-// Begin sends the request on the stream that open opens.
-func Begin(open func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error), r *Request) (*Call, error) {
+// Begin sends the request on the stream that open opens. That may wait for the peer's windows, and ends with ctx.
+func Begin(ctx context.Context, open func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error), r *Request) (*Call, error) {
 	c := &Call{recv: h2.NewBlocking(), most: r.MaxAnswer}
 	var err error
 	if c.stream, err = open(r.fields(), c.recv); err != nil {
 		return nil, err
 	}
-	if herr := c.stream.Write(frame(r.Message), true); herr == nil {
+	stop := context.AfterFunc(ctx, c.Close)
+	herr := c.stream.Write(frame(r.Message), true)
+	if herr == nil {
 		c.stream.Conn().Flush()
 	} // else the receiver is told why
+	if !stop() && herr != nil {
+		return nil, context.Cause(ctx)
+	}
 	return c, nil
 }
 

@@ -35,7 +35,7 @@ func begin(t *testing.T, addr string, r *Request) *Call {
 	if r.MaxAnswer == 0 {
 		r.MaxAnswer = 100
 	}
-	c, err := Begin(func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+	c, err := Begin(t.Context(), func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
 		s, err := conn.OpenStream(fields, false, recv)
 		if err != nil {
 			return nil, err
@@ -196,6 +196,38 @@ func TestWire(t *testing.T) {
 				t.Errorf("status %v, %v, want %s", s, err, tt.status)
 			}
 		})
+	}
+}
+
+// A server whose windows are used up takes no request. Begin does not wait for it longer than it may.
+func TestBeginWaits(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}}})
+	nc, err := net.Dial("tcp", l.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := h2.Client(nc, h2.Config{})
+	defer func() {
+		conn.Close(h2.NoError, "")
+		<-conn.Done()
+	}()
+	p := l.Accept()
+	<-conn.Ready()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, errors.New("long enough"))
+	defer cancel()
+	_, err = Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+		s, err := conn.OpenStream(fields, false, recv)
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}, &Request{Scheme: "http", Authority: "test", Path: "/s/m", Message: []byte("hi")})
+	if err == nil || err.Error() != "long enough" {
+		t.Errorf("ended with %v", err)
+	}
+	if code := p.ExpectReset(p.ExpectHeaders().Stream); code != http2.ErrCodeCancel {
+		t.Error(code)
 	}
 }
 

@@ -362,6 +362,16 @@ func (e *Endpoint) Suspect(hc *h2.Conn) {
 	}
 }
 
+// SuspectStuck is Suspect for all connections whose peer has taken nothing and said nothing for so long, although there is
+// something for it to take.
+func (e *Endpoint) SuspectStuck(d time.Duration) {
+	for _, c := range *e.conns.Load() {
+		if c.Silence() > d && c.Stats().Pending > 0 {
+			e.retire(c)
+		}
+	}
+}
+
 // Destruct is called when the last configuration that uses the endpoint is gone: its connections close when their
 // last streams end. Calls that are still under way there may go on and even open streams.
 func (e *Endpoint) Destruct() error {
