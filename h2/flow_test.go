@@ -310,7 +310,6 @@ func TestWindowGrowth(t *testing.T) {
 	}
 }
 
-// Where much is held for slow readers, a fast stream's window does not grow any more.
 // TestHugeConnectionWindow: credit of a huge window comes back long before half of it is used up, or slow readers that hold
 // the other half would stop the rest.
 func TestHugeConnectionWindow(t *testing.T) {
@@ -326,6 +325,7 @@ func TestHugeConnectionWindow(t *testing.T) {
 	until(t, "credit", func() bool { return client.Stats().SendWindow >= 1<<30-maxOwed })
 }
 
+// Where much is held for slow readers, a fast stream's window does not grow any more.
 func TestWindowGrowthUnderPressure(t *testing.T) {
 	done := make(chan struct{})
 	fast := &sink{done: done}

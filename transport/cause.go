@@ -18,6 +18,7 @@ func innermost(err error) string {
 	var (
 		dns  *net.DNSError
 		cert *tls.CertificateVerificationError
+		when x509.CertificateInvalidError
 		host x509.HostnameError
 		errn syscall.Errno
 		op   *net.OpError
@@ -32,6 +33,9 @@ func innermost(err error) string {
 		return "looking up the upstream's name failed: " + dnsCause(dns)
 	case errors.As(err, &host):
 		return "the upstream's certificate is not valid for the name the proxy expects (set tls_server_name)"
+	case errors.As(err, &when) && when.Reason == x509.Expired:
+		// x509's own text has the time of day: each attempt would have another reason, and clients would read the clock.
+		return "the upstream's certificate is not valid at this time (it has expired, or the clock is wrong)"
 	case errors.As(err, &cert):
 		return cert.Err.Error()
 	case isAlert:

@@ -3,6 +3,7 @@ package transport
 import (
 	"net"
 	"testing"
+	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -30,6 +31,21 @@ func TestTLSResumption(t *testing.T) {
 	}
 	if p := second.TLS().NegotiatedProtocol; p != "h2" {
 		t.Fatalf("protocol %q", p)
+	}
+}
+
+// TestExpiredCertificate: the reason has no time of day in it, so that it is the same at each attempt and tells clients nothing
+// of the proxy.
+func TestExpiredCertificate(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	ca := wiretest.NewCA(t)
+	l := wiretest.Listen(t, wiretest.Options{TLS: ca.ServerConfig()})
+	cfg := ca.ClientConfig()
+	cfg.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) }
+	_, err := endpoint(t, l.Addr(), Config{TLS: cfg}).Open(patient, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindTLS)
+	if want := "TLS handshake failed: the upstream's certificate is not valid at this time (it has expired, or the clock is wrong)"; err.Text() != want {
+		t.Errorf("%q, want %q", err.Text(), want)
 	}
 }
 
