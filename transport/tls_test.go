@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"crypto/tls"
 	"net"
 	"testing"
 	"time"
@@ -39,13 +40,25 @@ func TestTLSResumption(t *testing.T) {
 func TestExpiredCertificate(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	ca := wiretest.NewCA(t)
-	l := wiretest.Listen(t, wiretest.Options{TLS: ca.ServerConfig()})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", ca.ServerConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if c, err := l.Accept(); err == nil {
+			_ = c.(*tls.Conn).Handshake() // fails
+			_ = c.Close()
+		}
+	}()
+	defer func() { _ = l.Close(); <-served }()
 	cfg := ca.ClientConfig()
 	cfg.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) }
-	_, err := endpoint(t, l.Addr(), Config{TLS: cfg}).Open(patient, request(), true, h2.NewBlocking())
-	wantKind(t, err, KindTLS)
-	if want := "TLS handshake failed: the upstream's certificate is not valid at this time (it has expired, or the clock is wrong)"; err.Text() != want {
-		t.Errorf("%q, want %q", err.Text(), want)
+	_, terr := endpoint(t, l.Addr().String(), Config{TLS: cfg}).Open(patient, request(), true, h2.NewBlocking())
+	wantKind(t, terr, KindTLS)
+	if want := "TLS handshake failed: the upstream's certificate is not valid at this time (it has expired, or the clock is wrong)"; terr.Text() != want {
+		t.Errorf("%q, want %q", terr.Text(), want)
 	}
 }
 
