@@ -173,6 +173,7 @@ func TestFrozenProcess(t *testing.T) {
 	eventually(t, "the frozen one is out", func() bool { return !state.Usable() })
 	out := time.Now()
 	t.Logf("out after %v (interval 300ms, timeout 300ms)", out.Sub(frozen).Round(time.Millisecond))
+	cancel() // the uploads
 	// All callers that the frozen one holds are free after their deadline.
 	eventually(t, "the frozen one has no calls any more", func() bool { return state.Active() == 0 })
 	l.more(t, 500)

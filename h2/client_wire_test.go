@@ -353,6 +353,11 @@ func TestClientConnectionLost(t *testing.T) {
 		c.Flush()
 		p.ExpectHeaders()
 		p.Barrier()
+		until(t, "what the reader answered is flushed", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return !c.inBatch && !c.flushing
+		})
 		unsent := newRecorder(t)
 		mustOpen(t, c, true, unsent) // never flushed
 		p.Abort()
