@@ -304,6 +304,18 @@ func TestTrialsAreToldApart(t *testing.T) {
 		if s.Has(upstream.Probation) {
 			t.Errorf("the third trial succeeded: %+v", s.Status())
 		}
+		// A trial of an earlier ejection that ends during the next decides nothing either.
+		g.observe(0, 5, attemptFailed)
+		after(60*time.Second + time.Millisecond)
+		if !s.Has(upstream.Probation) {
+			t.Fatalf("no second probation: %+v", s.Status())
+		}
+		for _, a := range []call.Attempt{attemptOK, attemptFailed, attemptGone} {
+			g.p.Observe(s, &a, second)
+			if !s.Has(upstream.Probation) || s.Has(upstream.OnTrial) {
+				t.Errorf("an old trial has decided: %+v", s.Status())
+			}
+		}
 	})
 }
 

@@ -203,6 +203,9 @@ func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial upstream.Tri
 		s.EndTrial(trial)
 		return
 	}
+	if trial <= upstream.Trial(r.earlier.Load()) {
+		trial = 0 // it began before the present ejection, and says nothing of it
+	}
 	o := p.judge(a)
 	switch o {
 	case neutral:

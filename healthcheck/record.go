@@ -24,6 +24,7 @@ type record struct {
 	latency, latencies atomic.Uint64 // of good unary calls: the sum in microseconds, and how many
 	recent             atomic.Pointer[ring]
 	answered           atomic.Uint32 // the trial that has begun to be answered
+	earlier            atomic.Uint32 // the last trial of earlier ejections
 
 	mu        sync.Mutex
 	users     map[*Passive]int
@@ -230,6 +231,7 @@ func (r *record) probation() {
 func (r *record) probationLocked() {
 	for u := range r.users {
 		if u.OutlierDetection != nil {
+			r.earlier.Store(uint32(r.state.LastTrial()))
 			r.state.Change(upstream.Probation, upstream.Ejected, "")
 			return
 		}

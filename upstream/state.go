@@ -14,17 +14,16 @@ type State struct {
 	limit   atomic.Int64 // of calls in flight, see SetLimit
 	reasons atomic.Uint32
 
-	connected  atomic.Int64  // Unix nanoseconds
-	usable     atomic.Int64  // since when, in Unix nanoseconds
-	trialSince atomic.Int64  // when the call on trial began, in Unix nanoseconds
-	trial      atomic.Uint32 // the number of the call on trial, 0 once it is over
-	trials     atomic.Uint32 // how many there were
-	warm       atomic.Int64  // how long the endpoint warms up
-	work       atomic.Pointer[Work]
-	services   atomic.Pointer[services]
-	recorder   atomic.Pointer[any]
+	connected atomic.Int64 // Unix nanoseconds
+	usable    atomic.Int64 // since when, in Unix nanoseconds
+	warm      atomic.Int64 // how long the endpoint warms up
+	work      atomic.Pointer[Work]
+	services  atomic.Pointer[services]
+	recorder  atomic.Pointer[any]
 
 	mu             sync.Mutex
+	trial, trials  Trial     // the call on trial, 0 unless OnTrial is set, and the last one
+	trialSince     time.Time // when that began
 	memory         map[any]any
 	watchers       []*watcher
 	statusWatchers []*statusWatcher
@@ -68,6 +67,9 @@ func (s *State) Change(add, remove Reason, why string) bool {
 	s.mu.Lock()
 	before := s.statusLocked(now)
 	old, is := s.swap(add, remove)
+	if is&OnTrial == 0 {
+		s.trial = 0
+	}
 	if old != is && is&lasting == 0 && old&(lasting|Probation) != 0 && is&Probation == 0 {
 		s.usable.Store(now.UnixNano())
 	}

@@ -12,35 +12,54 @@ type Trial uint32
 // already: pickers that asked at the same time may have seen it free, and all but one of them have to ask again. If the
 // call is that one, it has a number. Whoever learns how it went clears OnTrial (EndTrial) or what else is due.
 func (s *State) TryBegin() (trial Trial, ok bool) {
-	for {
-		r := s.reasons.Load()
-		switch {
-		case r&uint32(Probation) == 0:
-			s.Begin()
-			return 0, true
-		case r&uint32(OnTrial) != 0:
-			return 0, false
-		case s.reasons.CompareAndSwap(r, r|uint32(OnTrial)):
-			s.trialSince.Store(time.Now().UnixNano())
-			trial = Trial(max(s.trials.Add(1), 1))
-			s.trial.Store(uint32(trial))
-			s.Begin()
-			return trial, true
-		}
+	if s.Has(Probation) {
+		return s.tryTrial()
 	}
+	s.Begin()
+	return 0, true
+}
+
+func (s *State) tryTrial() (trial Trial, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.Has(OnTrial):
+		return 0, false
+	case s.Has(Probation): // else it has ended meanwhile
+		s.trials = max(s.trials+1, 1)
+		s.trial, s.trialSince = s.trials, time.Now()
+		s.reasons.Or(uint32(OnTrial))
+	}
+	s.Begin()
+	return s.trial, true
 }
 
 // EndTrial lets the endpoint have another call on trial, since this one said nothing about it. It does nothing if that was
 // done before: another call may be on trial by now.
 func (s *State) EndTrial(t Trial) {
-	if t != 0 && s.trial.CompareAndSwap(uint32(t), 0) {
+	if t == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trial == t {
+		s.trial = 0
 		s.reasons.And(^uint32(OnTrial))
 	}
 }
 
-// Trial is the call on trial, 0 if there is none, and when it began.
+// Trial is the call on trial, 0 if there is none, and when the last one began.
 func (s *State) Trial() (t Trial, since time.Time) {
-	return Trial(s.trial.Load()), fromNano(s.trialSince.Load())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trial, s.trialSince
+}
+
+// LastTrial is the number of the last call on trial, whatever has become of it.
+func (s *State) LastTrial() Trial {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trials
 }
 
 // calls counts, in one word, the calls in flight (its lower half) and those that ever began (the upper half, which overflows).
