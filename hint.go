@@ -19,7 +19,7 @@ func hintAtMetadataKeys(logger *zap.Logger) {
 	})
 }
 
-var trailerHint sync.Once
+var trailerHint = new(sync.Once)
 
 // lostInTrailers are the names that Go's HTTP servers do not send as trailers (golang.org/x/net/http/httpguts), besides
 // those of one connection, which no proxy passes on.

@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"sync"
 	"testing"
 
 	"go.uber.org/zap"
@@ -31,6 +32,9 @@ func TestLostInTrailers(t *testing.T) {
 
 // One line in the life of a process, and none for trailers that pass.
 func TestHintAtTrailers(t *testing.T) {
+	before := trailerHint
+	trailerHint = new(sync.Once) // another test may have had the line already
+	defer func() { trailerHint = before }()
 	core, logs := observer.New(zap.InfoLevel)
 	l := zap.New(core)
 	hintAtTrailers(l, []h2.Field{{Name: "grpc-status", Value: "0"}, {Name: "x-y", Value: "z"}})
