@@ -1,0 +1,4 @@
+package e2e
+
+// fieldHealth are faults of health checks and ejections.
+var fieldHealth = []fieldCase{}
