@@ -15,6 +15,7 @@ import (
 // bench runs the measurements. Children are the processes it has started.
 type bench struct {
 	caddy     string
+	before    string
 	duration  time.Duration
 	accessLog bool
 	admin     string
@@ -73,7 +74,11 @@ func (b *bench) run(names, shapes, extras []string, rounds int) error {
 	results := make(map[key][]float64)
 	for r := range rounds {
 		for _, m := range measures {
-			for _, n := range running {
+			for i := range running {
+				n := running[i]
+				if r%2 == 1 { // who comes second on a machine that drifts must not always be the same
+					n = running[len(running)-1-i]
+				}
 				v, err := b.measure(m, proxies[n])
 				if err != nil { // a proxy that cannot carry the load must not hide what the others do
 					fmt.Fprintf(os.Stderr, "round %d  %-22s %-14s failed: %v\n", r+1, m.name, n, err)
@@ -103,7 +108,7 @@ func report(measures []measure, names []string, results map[key][]float64) {
 	fmt.Fprintf(w, "\nmeasure\tunit\t%s\t\n", strings.Join(names, "\t"))
 	for _, m := range measures {
 		fmt.Fprintf(w, "%s\t%s\t", m.name, m.unit)
-		base := median(results[key{m.name, names[0]}])
+		base := results[key{m.name, names[0]}]
 		for i, n := range names {
 			values := results[key{m.name, n}]
 			switch v := median(values); {
@@ -112,13 +117,26 @@ func report(measures []measure, names []string, results map[key][]float64) {
 			case i == 0:
 				fmt.Fprintf(w, "%.2f\t", v)
 			default:
-				fmt.Fprintf(w, "%.2f (×%.2f)\t", v, v/base)
+				fmt.Fprintf(w, "%.2f (×%.2f)\t", v, ratio(values, base))
 			}
 		}
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	fmt.Printf("\nmedians of the rounds; in brackets the ratio to %s\n", names[0])
+	fmt.Printf("\nmedians of the rounds; in brackets the median of the rounds' ratios to %s\n", names[0])
+}
+
+// ratio is the median of the rounds' ratios: the machine's speed drifts less within a round than over all of them. Where a
+// round has failed, they do not pair, and it is the ratio of the medians.
+func ratio(v, base []float64) float64 {
+	if len(v) != len(base) {
+		return median(v) / median(base)
+	}
+	ratios := make([]float64, len(v))
+	for i := range v {
+		ratios[i] = v[i] / base[i]
+	}
+	return median(ratios)
 }
 
 func median(v []float64) float64 {

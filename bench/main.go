@@ -2,11 +2,12 @@
 // message on an open stream, per GiB, and its memory per idle stream.
 //
 // It starts the backends, a load generator and every proxy itself, in turn and in interleaved rounds, and prints
-// medians and the ratio to reverse_proxy of the same binary. Proxies that are not installed are left out. Linux only.
+// medians and the ratio to the proxy named first. Proxies that are not installed are left out. Linux only.
 //
 //	go build -o /tmp/caddy ./cmd/caddy
 //	go run ./bench -caddy /tmp/caddy
 //	go run ./bench -caddy /tmp/caddy -proxies grpc_proxy,reverse_proxy,nginx,haproxy -rounds 5
+//	go run ./bench -caddy /tmp/caddy -before /tmp/caddy-before -proxies before,grpc_proxy -rounds 7
 package main
 
 import (
@@ -27,6 +28,7 @@ func main() {
 	}
 	var (
 		caddy    = flag.String("caddy", "", "path of a Caddy built from ./cmd/caddy (required)")
+		before   = flag.String("before", "", "path of an earlier build, measured as the proxy \"before\": grpc_proxy with the same configuration")
 		names    = flag.String("proxies", "reverse_proxy,grpc_proxy", "proxies to measure: "+strings.Join(slices.Sorted(maps.Keys(proxies)), ", "))
 		rounds   = flag.Int("rounds", 3, "interleaved rounds")
 		duration = flag.Duration("duration", 2*time.Second, "length of one measurement")
@@ -41,7 +43,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench: -caddy is required: go build -o /tmp/caddy ./cmd/caddy")
 		os.Exit(2)
 	}
-	b := &bench{caddy: *caddy, duration: *duration, accessLog: *accesslg, admin: *admin, block: *keep}
+	b := &bench{caddy: *caddy, before: *before, duration: *duration, accessLog: *accesslg, admin: *admin, block: *keep}
 	defer b.stop()
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)

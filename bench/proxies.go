@@ -21,14 +21,28 @@ type proxy struct {
 }
 
 var proxies = map[string]proxy{
-	"grpc_proxy":    {version: caddyVersion, command: caddy("grpc_proxy %s {\n\t\tlb_policy round_robin\n%s\t}")},
-	"reverse_proxy": {version: caddyVersion, command: caddy("reverse_proxy %s {\n\t\tlb_policy round_robin\n\t}%.0s")},
-	"noop":          {version: caddyVersion, command: caddy("respond 200%.0s%.0s")},
+	"grpc_proxy":    {version: caddyVersion, command: caddy(now, grpcProxy)},
+	"before":        {version: beforeVersion, command: caddy(before, grpcProxy)},
+	"reverse_proxy": {version: caddyVersion, command: caddy(now, "reverse_proxy %s {\n\t\tlb_policy round_robin\n\t}%.0s")},
+	"noop":          {version: caddyVersion, command: caddy(now, "respond 200%.0s%.0s")},
 	"nginx":         {version: debian("nginx", "-v"), command: nginx, workers: true},
 	"haproxy":       {version: debian("haproxy", "-v"), command: haproxy},
 }
 
+const grpcProxy = "grpc_proxy %s {\n\t\tlb_policy round_robin\n%s\t}"
+
+// The two builds of Caddy: the one to measure and, to compare with, an earlier one.
+func now(b *bench) string    { return b.caddy }
+func before(b *bench) string { return b.before }
+
 func caddyVersion(b *bench) string { return debian(b.caddy, "version")(b) }
+
+func beforeVersion(b *bench) string {
+	if b.before == "" {
+		return ""
+	}
+	return debian(b.before, "version")(b)
+}
 
 func debian(name, flag string) func(*bench) string {
 	return func(*bench) string {
@@ -46,7 +60,7 @@ func (b *bench) file(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-func caddy(directive string) func(b *bench, addr string) (*exec.Cmd, error) {
+func caddy(binary func(*bench) string, directive string) func(b *bench, addr string) (*exec.Cmd, error) {
 	return func(b *bench, addr string) (*exec.Cmd, error) {
 		to := strings.Join(b.backends, " ")
 		if strings.HasPrefix(directive, "reverse_proxy") {
@@ -62,7 +76,7 @@ func caddy(directive string) func(b *bench, addr string) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
-		cmd := exec.Command(b.caddy, "run", "--config", path, "--adapter", "caddyfile")
+		cmd := exec.Command(binary(b), "run", "--config", path, "--adapter", "caddyfile")
 		cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_DATA_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir)
 		return cmd, nil
 	}
