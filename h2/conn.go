@@ -56,21 +56,20 @@ type Conn struct {
 	peerMaxHeaderList uint32
 
 	// Output (output.go).
-	enc       *encoder
-	out       *buffer // appended, not yet taken by the flusher
-	outBase   uint64  // offset of out's first byte in everything ever appended
-	handed    uint64  // offset up to which the socket has, or may have, got it
-	written   uint64  // offset up to which it certainly has (exact sockets only)
-	flushing  bool    // somebody flushes
-	inflight  int     // bytes taken and not yet written
-	cur       *buffer // the writer goroutine's batch
-	curOff    int
-	controls  int   // control frames in out that the peer made us send
-	writeErr  error // nothing is written any more
-	stalled   bool  // the reader waits for the writer
-	sendWin   int64
-	waiters   []*Stream // streams that wait for the connection's window or for room in the pending buffer
-	waitersAt int
+	enc      *encoder
+	out      *buffer // appended, not yet taken by the flusher
+	outBase  uint64  // offset of out's first byte in everything ever appended
+	handed   uint64  // offset up to which the socket has, or may have, got it
+	written  uint64  // offset up to which it certainly has (exact sockets only)
+	flushing bool    // somebody flushes
+	inflight int     // bytes taken and not yet written
+	cur      *buffer // the writer goroutine's batch
+	curOff   int
+	controls int   // control frames in out that the peer made us send
+	writeErr error // nothing is written any more
+	stalled  bool  // the reader waits for the writer
+	sendWin  int64
+	waiters  waiters // streams that wait for the connection's window or for room in the pending buffer
 
 	// Input flow control (flow.go).
 	recvWin int64 // what the peer may still send
@@ -324,6 +323,7 @@ func (c *Conn) addLocked(s *Stream) {
 func (c *Conn) removeLocked(s *Stream) {
 	s.closed = true
 	s.wakeLocked()
+	c.waiters.remove(s)
 	delete(c.streams, s.id)
 	if c.client {
 		c.events |= evCapacity

@@ -102,7 +102,7 @@ func (c *Conn) openedLocked(s *Stream) {
 	if c.roomLocked() {
 		s.callWaiterLocked()
 	} else {
-		s.queueLocked()
+		c.waiters.add(s)
 	}
 }
 

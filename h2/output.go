@@ -191,7 +191,7 @@ func (c *Conn) flushLocked() {
 	c.flushing = false
 	c.flushedLocked()
 	c.emptierLocked()
-	if len(c.waiters) > c.waitersAt && c.roomLocked() {
+	if c.waiters.first != nil && c.roomLocked() {
 		// Those who wait for room are called by the reader or the writer, never by whoever happens to flush.
 		c.flushing = true
 		go c.writeLoop()
@@ -253,7 +253,7 @@ func (c *Conn) writeLoop() {
 	for c.writeErr == nil {
 		if c.cur == nil {
 			c.emptierLocked()
-			if len(c.waiters) > c.waitersAt && c.roomLocked() {
+			if c.waiters.first != nil && c.roomLocked() {
 				c.serveWaitersLocked()
 			}
 			if c.out == nil || c.writeErr != nil {
@@ -319,18 +319,10 @@ func (c *Conn) roomLocked() bool {
 // serveWaitersLocked lets streams that wait for the connection write, first come, first served, while there is room.
 // It releases mu during their calls.
 func (c *Conn) serveWaitersLocked() {
-	for c.waitersAt < len(c.waiters) && c.roomLocked() {
-		s := c.waiters[c.waitersAt]
-		c.waiters[c.waitersAt] = nil
-		if c.waitersAt++; c.waitersAt == len(c.waiters) {
-			c.waiters, c.waitersAt = c.waiters[:0], 0
-		} else if c.waitersAt >= 64 && c.waitersAt*2 >= len(c.waiters) {
-			left := copy(c.waiters, c.waiters[c.waitersAt:])
-			clear(c.waiters[left:])
-			c.waiters, c.waitersAt = c.waiters[:left], 0
-		}
-		s.queued = false
-		if !s.waiting || s.closed || s.sendWin <= 0 {
+	for c.waiters.first != nil && c.roomLocked() {
+		s := c.waiters.first
+		c.waiters.remove(s)
+		if !s.waiting || s.sendWin <= 0 {
 			continue // its own WINDOW_UPDATE will find it
 		}
 		s.callWaiterLocked()

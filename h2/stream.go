@@ -13,10 +13,12 @@ type Stream struct {
 	headDone bool // client role: the final response head came. server role: an answer was begun
 	noBody   bool // client role: the request was HEAD
 	waiting  bool // a write took less than it was given
-	queued   bool // in c.waiters
+	queued   bool // in c.waiters, between before and after
 	blocking bool // the one who waits is in Write
 	wake     chan struct{}
 	err      *Error // why it is over, if not in order
+
+	before, after *Stream
 
 	r       Receiver
 	sendWin int64
@@ -84,6 +86,9 @@ func (s *Stream) WriteHeaders(fields []Field, end bool) *Error {
 // endSentLocked notes that END_STREAM was appended.
 func (s *Stream) endSentLocked() {
 	s.sentEnd = true
+	s.wakeLocked()
+	s.waiting = false
+	s.c.waiters.remove(s)
 	if s.recvEnd {
 		s.c.lim.completed()
 		s.c.removeLocked(s)
@@ -166,15 +171,42 @@ func (s *Stream) waitLocked(blocking bool) {
 		s.wake = make(chan struct{}, 1)
 	}
 	if s.sendWin > 0 {
-		s.queueLocked()
+		s.c.waiters.add(s)
 	}
 }
 
-func (s *Stream) queueLocked() {
-	if !s.queued {
-		s.queued = true
-		s.c.waiters = append(s.c.waiters, s)
+// waiters is a list of streams, first come, first served. A stream that is over leaves it at once, from wherever it stands:
+// what waits for a window that its peer never opens would be kept for the life of the connection.
+type waiters struct{ first, last *Stream }
+
+func (w *waiters) add(s *Stream) {
+	if s.queued {
+		return
 	}
+	s.queued = true
+	if s.before = w.last; s.before != nil {
+		s.before.after = s
+	} else {
+		w.first = s
+	}
+	w.last = s
+}
+
+func (w *waiters) remove(s *Stream) {
+	if !s.queued {
+		return
+	}
+	if s.before != nil {
+		s.before.after = s.after
+	} else {
+		w.first = s.after
+	}
+	if s.after != nil {
+		s.after.before = s.before
+	} else {
+		w.last = s.before
+	}
+	s.queued, s.before, s.after = false, nil, nil
 }
 
 // wakeLocked releases a blocked Write.
