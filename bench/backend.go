@@ -114,7 +114,7 @@ type sink struct{}
 
 func (sink) RecvHead(*h2.Stream, []h2.Field, bool)   {}
 func (sink) RecvTrailers(*h2.Stream, []h2.Field)     {}
-func (sink) RecvReset(*h2.Stream, *h2.Error)         {}
+func (sink) RecvReset(s *h2.Stream, _ *h2.Error)     { s.Done() }
 func (sink) RecvData(s *h2.Stream, p []byte, _ bool) { s.Consumed(len(p)) }
 
 type unaryReceiver struct{ sink }

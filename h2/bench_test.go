@@ -34,7 +34,7 @@ func (benchServe) RecvData(s *Stream, p []byte, end bool) {
 	s.Consumed(len(p))
 }
 func (benchServe) RecvTrailers(*Stream, []Field) {}
-func (benchServe) RecvReset(*Stream, *Error)     {}
+func (benchServe) RecvReset(s *Stream, _ *Error) { s.Done() }
 
 func acceptBench(*Stream, []Field, bool) Receiver { return benchServe{} }
 
@@ -169,7 +169,7 @@ func (k *sink) RecvData(s *Stream, p []byte, end bool) {
 	}
 }
 func (*sink) RecvTrailers(*Stream, []Field) {}
-func (*sink) RecvReset(*Stream, *Error)     {}
+func (*sink) RecvReset(s *Stream, _ *Error) { s.Done() }
 
 // BenchmarkIdle measures what an idle connection and an idle stream pin, one role each; an op is meaningless.
 func BenchmarkIdle(b *testing.B) {

@@ -27,7 +27,7 @@ const assumedStreams = 100
 type Config struct {
 	// MaxStreams bounds the concurrent streams. Client role: our own limit beside the peer's; 0 means the peer's
 	// alone. Server role: what SETTINGS_MAX_CONCURRENT_STREAMS announces, and what is enforced with REFUSED_STREAM;
-	// default 250.
+	// default 250. A call whose stream was reset counts until it is done (Stream.Done).
 	MaxStreams uint32
 	// InitialWindow is the window, in bytes, a stream is granted at first; default 65,535, the protocol's own.
 	InitialWindow uint32
@@ -67,7 +67,8 @@ type Config struct {
 	IdleTimeout time.Duration
 
 	// ResetBudget is how many streams the peer may make us abandon in a burst (server role: RST_STREAM of the client
-	// on calls we had not begun to answer, and violations we answer with RST_STREAM); default 1,000. It is refilled
+	// on calls we had not begun to answer, and violations we answer with RST_STREAM); default 1,000. Resets of calls that
+	// are older than a second, or at their deadline (Stream.Expires), cost nothing. It is refilled
 	// by ResetRate per second, default 200, and by one for each call that ends in order. An exhausted budget closes
 	// the connection with ENHANCE_YOUR_CALM (CVE-2023-44487 "rapid reset", CVE-2025-8671 "made you reset").
 	ResetBudget, ResetRate int

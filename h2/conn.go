@@ -41,6 +41,7 @@ type Conn struct {
 
 	// Streams.
 	streams   map[uint32]*Stream
+	lingering int      // server: calls that are not done though their streams are over
 	nextID    uint32   // client: the next stream's identifier. server: one above the highest the peer has used
 	draining  bool     // no new streams
 	full      bool     // no new streams until most of what waits for the socket has left
@@ -108,7 +109,8 @@ func Client(nc net.Conn, cfg Config) *Conn {
 
 // Server starts HTTP/2 in the server role. accept runs on the reading goroutine with each validated request head, under
 // the rules of Receiver; end tells that no body follows. The Receiver it returns gets the rest (RecvHead is not
-// called on it). If it returns nil the stream is reset with REFUSED_STREAM, unless accept has reset or answered it.
+// called on it); its owner calls Stream.Done when the call is over. If it returns nil the stream is reset with
+// REFUSED_STREAM, unless accept has reset or answered it.
 func Server(nc net.Conn, cfg Config, accept func(s *Stream, fields []Field, end bool) Receiver) *Conn {
 	c := newConn(nc, cfg, false)
 	c.accept = accept
@@ -324,6 +326,7 @@ func (c *Conn) removeLocked(s *Stream) {
 	s.closed = true
 	s.wakeLocked()
 	c.waiters.remove(s)
+	s.lingerLocked()
 	delete(c.streams, s.id)
 	if c.client {
 		c.events |= evCapacity

@@ -98,7 +98,7 @@ func (e *echo) RecvData(s *Stream, p []byte, end bool) {
 }
 
 func (e *echo) RecvTrailers(s *Stream, _ []Field) { e.push(s, nil, true) }
-func (e *echo) RecvReset(*Stream, *Error)         {}
+func (e *echo) RecvReset(s *Stream, _ *Error)     { s.Done() }
 func (e *echo) RecvWriteReady(s *Stream)          { e.push(s, nil, false) }
 
 func (e *echo) push(s *Stream, p []byte, end bool) {

@@ -244,10 +244,11 @@ func (c *Conn) onReset(f frameHeader, p []byte) *Error {
 	e := &Error{Kind: KindReset, Code: code, Remote: true, Unprocessed: code == RefusedStream}
 	c.stats.ResetsIn++
 	var flood *Error
-	if !c.client && !s.headDone {
-		// Opening and abandoning calls faster than they can be answered is how "rapid reset" works.
+	if now := c.lastRead.Load(); !c.client && !s.headDone && !s.excusedLocked(now) {
+		// Opening and abandoning calls faster than they can be answered is how "rapid reset" works. After the head, calls that
+		// outlive their streams are counted (Stream.Done).
 		c.stats.PrematureResets++
-		if !c.lim.take(&c.lim.resets, c.lastRead.Load()) {
+		if !c.lim.take(&c.lim.resets, now) {
 			flood = violation(EnhanceYourCalm, "too many streams reset before they were answered")
 		}
 	}

@@ -69,8 +69,8 @@ type Receiver interface {
 
 // WriteReadier is implemented by receivers that write without blocking: RecvWriteReady is called, once, after a
 // Stream.TryWrite that took less than it was given, when more can be written. It runs on the reading goroutine or on
-// the connection's writer, under the rules of Receiver, so it can coincide with a call of one of Receiver's methods.
-// What it writes on the stream's own connection needs no flush.
+// the connection's writer, under the rules of Receiver, so it can coincide with a call of one of Receiver's methods, but
+// not with another one of its own, nor with accept. What it writes on the stream's own connection needs no flush.
 type WriteReadier interface {
 	RecvWriteReady(s *Stream)
 }

@@ -216,8 +216,8 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 		c.unlock()
 		return nil
 	}
-	if len(c.streams) >= int(c.cfg.MaxStreams) {
-		// RFC 9113 section 5.1.2. The client may not have read our SETTINGS yet.
+	if len(c.streams)+c.lingering >= int(c.cfg.MaxStreams) {
+		// RFC 9113 section 5.1.2. The client may not have read our SETTINGS yet, or it has reset streams whose calls still run.
 		defer c.unlock()
 		c.stats.Refused++
 		c.appendReset(id, RefusedStream)
@@ -238,7 +238,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 	}
 	s := &Stream{
 		c: c, id: id, sendWin: c.peerInitWindow, recvWin: c.firstWindowLocked(), window: int64(c.cfg.InitialWindow),
-		recvEnd: end, want: h.length,
+		recvEnd: end, want: h.length, bornAt: c.lastRead.Load(), calling: true,
 	}
 	c.addLocked(s)
 	if h.malformed != "" {
@@ -254,7 +254,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 	c.mu.Lock()
 	defer c.unlock()
 	if r != nil {
-		s.r = r
+		s.acceptedLocked(r)
 	} else if !s.closed {
 		code := RefusedStream
 		switch {

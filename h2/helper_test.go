@@ -62,6 +62,7 @@ func (r *recorder) RecvReset(s *Stream, err *Error) {
 	}
 	r.err = err
 	r.mu.Unlock()
+	s.Done()
 	r.tell(s, "reset %s %s remote=%t unprocessed=%t", err.Kind, err.Code, err.Remote, err.Unprocessed)
 }
 

@@ -329,16 +329,30 @@ func (c *Conn) serveWaitersLocked() {
 	}
 }
 
-// callWaiterLocked tells a stream's writer that it can go on. It releases mu during the call.
+// callWaiterLocked tells a stream's writer that it can go on. It releases mu during the call. While accept, or a call of
+// RecvWriteReady by the connection's other goroutine, runs, it only leaves a note.
 func (s *Stream) callWaiterLocked() {
 	if s.blocking {
 		s.wakeLocked()
 		return
 	}
 	s.waiting = false
-	if w, ok := s.r.(WriteReadier); ok {
+	s.callDue = true
+	if !s.calling {
+		s.calling = true
+		s.callReadyLocked()
+	}
+}
+
+// callReadyLocked makes the calls of RecvWriteReady that are due, until none is. The caller has set s.calling; mu is released
+// during the calls.
+func (s *Stream) callReadyLocked() {
+	w, ok := s.r.(WriteReadier)
+	for ok && s.callDue && !s.closed {
+		s.callDue = false
 		s.c.unlock()
 		w.RecvWriteReady(s)
 		s.c.mu.Lock()
 	}
+	s.calling, s.callDue = false, false
 }

@@ -7,6 +7,8 @@ type Stats struct {
 	// Streams open now; Opened so far; Peak is the most at one time.
 	Streams, Peak int
 	Opened        uint64
+	// Lingering counts calls of the server role whose streams were reset and that are not done yet (Stream.Done).
+	Lingering int
 	// FramesIn and FramesOut count frames, BytesIn and BytesOut bytes on the connection (inside TLS).
 	FramesIn, FramesOut uint64
 	BytesIn, BytesOut   uint64
@@ -25,7 +27,7 @@ type Stats struct {
 
 	// What unfriendly peers are counted by.
 	ResetsIn          uint64 // RST_STREAM of the peer on open streams
-	PrematureResets   uint64 // of them, those that cost budget: server role, before an answer was begun
+	PrematureResets   uint64 // of them, those that cost budget: server role, before an answer was begun, of young calls
 	InducedResets     uint64 // RST_STREAM we had to send because the peer broke a rule
 	Refused           uint64 // streams above our limit of concurrent streams
 	OversizedHeaders  uint64 // header lists above MaxHeaderListSize
@@ -51,6 +53,7 @@ func (c *Conn) Stats() Stats {
 	defer c.mu.Unlock()
 	st := c.stats
 	st.Streams = len(c.streams)
+	st.Lingering = c.lingering
 	st.Pending = c.pendingLocked()
 	st.Held = c.held
 	st.Window = uint32(c.window)

@@ -15,10 +15,17 @@ type Stream struct {
 	waiting  bool // a write took less than it was given
 	queued   bool // in c.waiters, between before and after
 	blocking bool // the one who waits is in Write
+	calling  bool // RecvWriteReady runs, or accept
+	callDue  bool // RecvWriteReady is to be called then
+	done     bool // server role: the owner of the receiver has said so
+	lingers  bool // server role: it is over, but counted in c.lingering
 	wake     chan struct{}
 	err      *Error // why it is over, if not in order
 
 	before, after *Stream
+
+	bornAt  int64 // server role: nano at which the request head was read
+	expires int64 // server role: nano at which the client is expected to give up, 0 if unknown
 
 	r       Receiver
 	sendWin int64
