@@ -18,7 +18,7 @@ type fieldCase struct {
 
 // TestField runs every fault of the field against a whole Caddy with real clients and upstreams.
 func TestField(t *testing.T) {
-	for _, c := range slices.Concat(fieldEngine, fieldTransport, fieldCalls, fieldHealth, fieldCaddy) {
+	for _, c := range slices.Concat(fieldEngine, fieldFlow, fieldTransport, fieldCalls, fieldHealth, fieldCaddy) {
 		t.Run(c.name, func(t *testing.T) {
 			wiretest.CheckLeaks(t)
 			t.Log(c.origin)

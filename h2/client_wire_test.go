@@ -155,7 +155,6 @@ func TestClientMalformed(t *testing.T) {
 		"transfer-encoding":       func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Head("transfer-encoding", "chunked"), false) },
 		"value with LF":           func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Head("x", "a\nb"), false) },
 		"value with NUL":          func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Head("x", "a\x00b"), false) },
-		"value with blank":        func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Head("x", " a"), false) },
 		"late status":             func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Fields("x", "a", ":status", "200"), false) },
 		"two status":              func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Fields(":status", "200", ":status", "200"), false) },
 		"bad status":              func(p *wiretest.Conn) { p.WriteHeaders(1, wiretest.Fields(":status", "2x0"), false) },

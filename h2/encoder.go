@@ -72,8 +72,9 @@ func (e *encoder) evict(room uint32) {
 	}
 }
 
-// field appends one field.
+// field appends one field, without blanks around its value (see trimValue).
 func (e *encoder) field(dst []byte, f Field) []byte {
+	f.Value = trimValue(f.Value)
 	if i := staticPair(f.Name, f.Value); i != 0 && !f.Sensitive {
 		return append(dst, 0x80|i)
 	}

@@ -33,14 +33,26 @@ func validName(s string) bool {
 	return true
 }
 
-// validValue: RFC 9113 section 8.2.1 forbids NUL, LF, CR and blanks at either end.
+// trimValue takes blanks off both ends of a field's value.
+//
+// RFC 9113 section 8.2.1: "A field value MUST NOT start or end with an ASCII whitespace character", and a message that has one
+// is malformed. But they carry no meaning (RFC 9110 section 5.5: they are excluded before a value is evaluated), and are sent all
+// the same: grpc-go writes the status message "no such user: " as it is. Were that refused, whoever makes a service echo a blank
+// would make its answer look like a fault of the upstream. So they are taken off what comes and what goes, as HTTP/1.1 does.
+func trimValue(s string) string {
+	for len(s) > 0 && blank(s[0]) {
+		s = s[1:]
+	}
+	for len(s) > 0 && blank(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+func blank(c byte) bool { return c == ' ' || c == '\t' }
+
+// validValue: RFC 9113 section 8.2.1 forbids NUL, LF and CR.
 func validValue(s string) bool {
-	if s == "" {
-		return true
-	}
-	if a, z := s[0], s[len(s)-1]; a == ' ' || a == '\t' || z == ' ' || z == '\t' {
-		return false
-	}
 	for i := range len(s) {
 		if c := s[i]; c <= '\r' && (c == 0 || c == '\n' || c == '\r') {
 			return false
@@ -58,11 +70,12 @@ func connectionSpecific(name string) bool {
 	return false
 }
 
-// regular checks one field that is not a pseudo-header, and returns what is wrong with it.
+// regular checks one field that is not a pseudo-header, takes blanks off its value, and returns what is wrong with it.
 func (h *headInfo) regular(f *Field) string {
 	if !validName(f.Name) {
 		return "field name with a forbidden character"
 	}
+	f.Value = trimValue(f.Value)
 	if !validValue(f.Value) {
 		return "field value with a forbidden character"
 	}
@@ -115,7 +128,7 @@ func checkRequest(fields []Field) headInfo {
 			}
 			continue
 		}
-		ok := seen&mRegular == 0 && validValue(f.Value)
+		ok := seen&mRegular == 0 && validValue(f.Value) && trimValue(f.Value) == f.Value
 		switch f.Name {
 		case ":method":
 			ok = ok && once(mMethod) && validMethod(f.Value)
