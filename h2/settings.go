@@ -57,11 +57,22 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 		// A server that announces no limit has none (RFC 9113 section 6.5.2: initially unlimited).
 		c.peerMaxStreams = maxStreamID
 	}
+	initial, highest := c.peerInitWindow, c.peerInitWindow
 	for ; len(p) > 0; p = p[6:] {
-		if err := c.applyLocked(http2.SettingID(binary.BigEndian.Uint16(p)), be32(p[2:])); err != nil {
+		id, v := http2.SettingID(binary.BigEndian.Uint16(p)), be32(p[2:])
+		if id == http2.SettingInitialWindowSize {
+			initial = int64(v)
+			highest = max(highest, initial)
+			continue
+		}
+		if err := c.applyLocked(id, v); err != nil {
 			c.unlock()
 			return err
 		}
+	}
+	if err := c.applyWindowLocked(initial, highest); err != nil {
+		c.unlock()
+		return err
 	}
 	c.frame(0, http2.FrameSettings, http2.FlagSettingsAck, 0)
 	c.control()
@@ -102,8 +113,6 @@ func (c *Conn) applyLocked(id http2.SettingID, v uint32) *Error {
 		}
 	case http2.SettingMaxConcurrentStreams:
 		c.peerMaxStreams = v
-	case http2.SettingInitialWindowSize:
-		return c.applyWindowLocked(v)
 	case http2.SettingMaxFrameSize:
 		if v < protocolFrameSize || v > maxFrameSizeLimit {
 			return violation(ProtocolError, "invalid MAX_FRAME_SIZE")
@@ -116,21 +125,23 @@ func (c *Conn) applyLocked(id http2.SettingID, v uint32) *Error {
 }
 
 // applyWindowLocked changes the send windows of all streams by the difference, possibly below zero (RFC 9113 section
-// 6.9.2).
-func (c *Conn) applyWindowLocked(v uint32) *Error {
-	if v > maxWindowLimit {
+// 6.9.2). One frame can name the initial window thousands of times. "The values in the SETTINGS frame MUST be processed in
+// the order they appear" (section 6.5.3), but only two can be told afterwards: the last, which stays, and the highest, which made a
+// window too large if any did.
+func (c *Conn) applyWindowLocked(last, highest int64) *Error {
+	if highest > maxWindowLimit {
 		return violation(FlowControlError, "INITIAL_WINDOW_SIZE above 2^31-1")
 	}
-	delta := int64(v) - c.peerInitWindow
-	c.peerInitWindow = int64(v)
-	if delta == 0 {
+	before := c.peerInitWindow
+	if highest == before && last == before {
 		return nil
 	}
+	c.peerInitWindow = last
 	for _, s := range c.streams {
-		s.sendWin += delta
-		if s.sendWin > maxWindowLimit {
+		if s.sendWin+highest-before > maxWindowLimit {
 			return violation(FlowControlError, "INITIAL_WINDOW_SIZE makes a window larger than 2^31-1")
 		}
+		s.sendWin += last - before
 	}
 	return nil
 }
