@@ -110,12 +110,11 @@ func (c *Call) WhileServing(ctx context.Context) (context.Context, context.Cance
 	return ctx, func() { cancel(nil) }
 }
 
-// Close abandons the call, if it is not over.
+// Close abandons the call, if it is not over. What was not read of an answer that is over would stay charged to the connection,
+// whose window all calls share, so it gives that back in any case.
 func (c *Call) Close() {
-	if !c.stream.Closed() {
-		c.stream.Reset(h2.Cancel)
-		c.stream.Conn().Flush()
-	}
+	c.stream.Reset(h2.Cancel)
+	c.stream.Conn().Flush()
 }
 
 // NotGRPCError is an answer that is not gRPC's.

@@ -250,3 +250,53 @@ func TestClose(t *testing.T) {
 	}
 	c.Close() // does no harm
 }
+
+// What a call has not read of its answer is given back when it is closed, also when the stream has ended in order by then:
+// all calls share the connection's window.
+func TestCloseGivesBackCredit(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	const calls, size = 50, 10 << 10
+	l := wiretest.Listen(t)
+	l.Serve(func(p *wiretest.Conn) {
+		for range calls {
+			f := p.ExpectHeaders()
+			p.Collect(f.Stream)
+			p.WriteHeaders(f.Stream, wiretest.Fields(":status", "404", "content-type", "text/html"), false)
+			if _, err := p.SendData(t.Context(), f.Stream, make([]byte, size), true); err != nil {
+				return
+			}
+		}
+	})
+	call := begin(t, l.Addr(), &Request{Path: "/grpc.health.v1.Health/Check"})
+	conn := call.Conn()
+	for i := range calls {
+		if i > 0 {
+			var err error
+			call, err = Begin(t.Context(), func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
+				s, err := conn.OpenStream(fields, false, recv)
+				if err != nil {
+					return nil, err
+				}
+				return s, nil
+			}, &Request{Scheme: "http", Authority: "test", Path: "/grpc.health.v1.Health/Check", MaxAnswer: 100})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := call.Next(t.Context()); err == nil {
+			t.Fatal("no error")
+		}
+		for end := time.Now().Add(wiretest.Timeout); conn.Streams() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("call %d does not end: %+v", i, conn.Stats())
+			}
+		}
+		if held := conn.Stats().Held; held != size {
+			t.Fatalf("%d bytes are held, so the test proves nothing", held)
+		}
+		call.Close()
+		if held := conn.Stats().Held; held != 0 {
+			t.Fatalf("no stream is open, but %d bytes are held for readers", held)
+		}
+	}
+}
