@@ -112,7 +112,7 @@ func (c Config) withDefaults(client bool) Config {
 	c.InitialConnWindow = min(c.InitialConnWindow, c.MaxConnWindow)
 	c.MaxFrameSize = min(max(c.MaxFrameSize, protocolFrameSize), maxFrameSizeLimit)
 	c.MaxHeaderListSize = min(orDefault(c.MaxHeaderListSize, 1<<20), 1<<28)
-	c.MaxPending = max(orDefault(c.MaxPending, 256<<10), 1)
+	c.MaxPending = min(max(orDefault(c.MaxPending, 256<<10), 1), 1<<29) // twice that is still an int of 32 bits
 	c.WriteTimeout = positive(c.WriteTimeout, 30*time.Second)
 	c.SettingsTimeout = positive(c.SettingsTimeout, 10*time.Second)
 	c.PingTimeout = positive(c.PingTimeout, 20*time.Second)

@@ -238,9 +238,10 @@ func (c *Conn) availableLocked() int {
 	return max(0, c.streamLimitLocked()-len(c.streams))
 }
 
-// streamLimitLocked is how many streams this side may have open: the peer's limit, or the own one if that is lower.
+// streamLimitLocked is how many streams this side may have open: the peer's limit, or the own one if that is lower. There are
+// no more identifiers than 31 bits have, and so it fits an int of 32 bits.
 func (c *Conn) streamLimitLocked() int {
-	limit := int64(c.peerMaxStreams)
+	limit := min(int64(c.peerMaxStreams), maxStreamID)
 	if c.cfg.MaxStreams > 0 {
 		limit = min(limit, int64(c.cfg.MaxStreams))
 	}

@@ -72,6 +72,21 @@ func TestNoLimit(t *testing.T) {
 	}
 }
 
+// The highest limit that SETTINGS can name is no negative number where an int has 32 bits.
+func TestHighestLimit(t *testing.T) {
+	const most = 1<<32 - 1
+	c, _ := clientAgainst(t, Config{MaxStreams: most}, wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: most}}})
+	<-c.Ready()
+	if n := c.Available(); n != maxStreamID {
+		t.Errorf("%d available", n)
+	}
+	mustOpen(t, c, false, newRecorder(t))
+	a := newCalls(t)
+	_, p := serverAgainst(t, Config{MaxStreams: most}, a.accept)
+	p.Open(wiretest.Request("a", "/s/m"), true)
+	a.next()
+}
+
 // RFC 9113 section 5.1.1: identifiers are used once; a connection that has none left drains.
 func TestIdentifiersRunOut(t *testing.T) {
 	var told atomic.Int32
