@@ -77,19 +77,34 @@ func (c *Conn) ignore() *Error {
 	return nil
 }
 
+const priorityLen = 5
+
+// dependsOnItself tells whether the priority at the start of p makes a stream depend on itself. RFC 9113 has given up priorities,
+// but RFC 7540 section 5.3.1 says of that: "An endpoint MUST treat this as a stream error of type PROTOCOL_ERROR."
+func dependsOnItself(id uint32, p []byte) bool { return be32(p)&maxStreamID == id }
+
+const selfDependency = "stream that depends on itself"
+
 func (c *Conn) onPriority(f frameHeader, p []byte) *Error {
 	if f.id == 0 {
 		return violation(ProtocolError, "PRIORITY on stream 0")
 	}
-	if len(p) == 5 {
+	code, rule := ProtocolError, selfDependency
+	if len(p) != priorityLen {
+		code, rule = FrameSizeError, "PRIORITY of a size other than 5"
+	} else if c.client || !dependsOnItself(f.id, p) {
 		return c.ignore()
 	}
 	c.mu.Lock()
 	defer c.unlock()
-	if s := c.streams[f.id]; s != nil {
-		return c.streamErrorLocked(s, FrameSizeError, "PRIORITY of a size other than 5")
+	s := c.streams[f.id]
+	switch {
+	case s != nil:
+		return c.streamErrorLocked(s, code, rule)
+	case code == ProtocolError && !c.idleLocked(f.id): // it is over, so nothing depends on it
+		return c.strayLocked(f.id, 0, "PRIORITY")
 	}
-	return violation(FrameSizeError, "PRIORITY of a size other than 5")
+	return violation(code, rule) // there is no stream that could be reset
 }
 
 // payload strips padding from DATA and HEADERS (RFC 9113 sections 6.1, 6.2).

@@ -31,26 +31,27 @@ const (
 	maxEmptyContinuations = 4
 )
 
-// fragment strips padding and priority from HEADERS (RFC 9113 section 6.2).
-func fragment(f frameHeader, p []byte) ([]byte, *Error) {
+// fragment strips padding and priority from HEADERS (RFC 9113 section 6.2), and tells whether the stream depends on itself.
+func fragment(f frameHeader, p []byte) (block []byte, selfish bool, _ *Error) {
 	p, bad := payload(f, p)
 	if bad != nil || !f.flags.Has(http2.FlagHeadersPriority) {
-		return p, bad
+		return p, false, bad
 	}
-	if len(p) < 5 {
-		return nil, violation(FrameSizeError, "HEADERS too short for its priority")
+	if len(p) < priorityLen {
+		return nil, false, violation(FrameSizeError, "HEADERS too short for its priority")
 	}
-	return p[5:], nil
+	return p[priorityLen:], dependsOnItself(f.id, p), nil
 }
 
 func (c *Conn) onHeaders(f frameHeader, p []byte) *Error {
 	if f.id == 0 {
 		return violation(ProtocolError, "HEADERS on stream 0")
 	}
-	p, bad := fragment(f, p)
+	p, selfish, bad := fragment(f, p)
 	if bad != nil {
 		return bad
 	}
+	c.in.selfish = selfish && !c.client
 	end := f.flags.Has(http2.FlagHeadersEndStream)
 	if f.flags.Has(http2.FlagHeadersEndHeaders) {
 		return c.onBlock(f.id, p, end)
@@ -191,9 +192,11 @@ func (c *Conn) onResponse(s *Stream, end bool) *Error {
 func (c *Conn) onTrailers(s *Stream, end bool) *Error {
 	fields := c.in.fields
 	rule := ""
-	if !end {
+	if c.in.selfish {
+		rule = selfDependency
+	} else if !end {
 		rule = "second HEADERS without END_STREAM"
-	} else if rule = checkTrailers(fields); rule == "" && s.want > 0 {
+	} else if rule = checkTrailers(fields, !c.client); rule == "" && s.want > 0 {
 		rule = "DATA does not add up to content-length"
 	}
 	if rule != "" {
@@ -216,7 +219,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 		c.unlock()
 		return nil
 	}
-	if len(c.streams)+c.lingering >= int(c.cfg.MaxStreams) {
+	if uint64(len(c.streams)+c.lingering) >= uint64(c.cfg.MaxStreams) {
 		// RFC 9113 section 5.1.2. The client may not have read our SETTINGS yet, or it has reset streams whose calls still run.
 		defer c.unlock()
 		c.stats.Refused++
@@ -232,8 +235,14 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 	h := headInfo{length: -1}
 	if !c.in.tooLarge {
 		h = checkRequest(fields)
-		if h.malformed == "" && end && h.length > 0 {
+		switch {
+		case h.malformed != "":
+		case end && h.length > 0:
 			h.malformed = "no DATA, but a content-length"
+		case c.in.selfish:
+			h.malformed = selfDependency
+		case h.crumbs > 1:
+			fields = joinCrumbs(fields)
 		}
 	}
 	s := &Stream{

@@ -43,6 +43,7 @@ type input struct {
 	list      int // size of the header list so far
 	maxList   int
 	tooLarge  bool
+	selfish   bool   // the last HEADERS has its stream depend on itself (server role)
 	blockID   uint32 // stream of an unfinished header block, 0 if none
 	blockEnd  bool   // it carried END_STREAM
 	block     []byte

@@ -7,6 +7,8 @@ type headInfo struct {
 	status    int   // client role: of :status, 0 without
 	length    int64 // content-length, -1 without
 	head      bool  // server role: :method is HEAD
+	crumbs    int   // cookie fields
+	strict    bool  // server role: no control characters in values
 	malformed string
 }
 
@@ -51,10 +53,14 @@ func trimValue(s string) string {
 
 func blank(c byte) bool { return c == ' ' || c == '\t' }
 
-// validValue: RFC 9113 section 8.2.1 forbids NUL, LF and CR.
-func validValue(s string) bool {
+// validValue: RFC 9113 section 8.2.1 forbids NUL, LF and CR. RFC 9110 section 5.5 has no other control character in values
+// either, but "recipients MAY retain such characters for the sake of robustness": of clients they are not taken (strict), as
+// Go's server does not; an upstream is ours.
+func validValue(s string, strict bool) bool {
 	for i := range len(s) {
-		if c := s[i]; c <= '\r' && (c == 0 || c == '\n' || c == '\r') {
+		switch c := s[i]; {
+		case c >= ' ' && c != 0x7f || c == '\t':
+		case strict || c == 0 || c == '\n' || c == '\r':
 			return false
 		}
 	}
@@ -76,10 +82,14 @@ func (h *headInfo) regular(f *Field) string {
 		return "field name with a forbidden character"
 	}
 	f.Value = trimValue(f.Value)
-	if !validValue(f.Value) {
+	if !validValue(f.Value, h.strict) {
 		return "field value with a forbidden character"
 	}
 	switch len(f.Name) {
+	case 6:
+		if f.Name == "cookie" {
+			h.crumbs++
+		}
 	case 2:
 		if f.Name == "te" && !strings.EqualFold(f.Value, "trailers") {
 			return "te other than trailers"
@@ -102,7 +112,7 @@ func (h *headInfo) regular(f *Field) string {
 
 // checkRequest validates a request head (RFC 9113 sections 8.2, 8.3.1, 8.5).
 func checkRequest(fields []Field) headInfo {
-	h := headInfo{length: -1}
+	h := headInfo{length: -1, strict: true}
 	var method, scheme, path, authority, host string
 	var seen uint8
 	once := func(bit uint8) bool {
@@ -124,24 +134,27 @@ func checkRequest(fields []Field) headInfo {
 					h.malformed = "two different host fields"
 					return h
 				}
+				if f.Value != "" && !validAuthority(f.Value) { // RFC 9110 section 7.2: it is empty where there is no authority
+					h.malformed = "host that is none"
+					return h
+				}
 				host = f.Value
 			}
 			continue
 		}
-		ok := seen&mRegular == 0 && validValue(f.Value) && trimValue(f.Value) == f.Value
+		ok := seen&mRegular == 0
 		switch f.Name {
 		case ":method":
 			ok = ok && once(mMethod) && validMethod(f.Value)
 			method = f.Value
 		case ":scheme":
-			ok = ok && once(mScheme)
+			ok = ok && once(mScheme) && validScheme(f.Value)
 			scheme = f.Value
 		case ":path":
-			ok = ok && once(mPath)
+			ok = ok && once(mPath) && validPath(f.Value)
 			path = f.Value
 		case ":authority":
-			// RFC 9113 section 8.3.1: ":authority MUST NOT include the deprecated userinfo subcomponent".
-			ok = ok && once(mAuthority) && strings.IndexByte(f.Value, '@') < 0
+			ok = ok && once(mAuthority) && validAuthority(f.Value)
 			authority = f.Value
 		default:
 			ok = false
@@ -156,11 +169,14 @@ func checkRequest(fields []Field) headInfo {
 	case method == "":
 		h.malformed = "no :method"
 	case method == "CONNECT":
-		if seen&(mScheme|mPath) != 0 || authority == "" {
-			h.malformed = "CONNECT with :scheme or :path, or without :authority"
+		if seen&(mScheme|mPath) != 0 || !hasPort(authority) { // RFC 9113 section 8.5
+			h.malformed = "CONNECT with :scheme or :path, or without the host and the port to connect to"
 		}
 	case scheme == "" || path == "":
 		h.malformed = "no :scheme or no :path"
+	case path[0] != '/' && (path != "*" || method != "OPTIONS"):
+		// RFC 9113 section 8.3.1: the path starts with "/", but for an OPTIONS request that has none.
+		h.malformed = ":path that does not begin with a slash"
 	case seen&mAuthority != 0 && seen&mHost != 0 && !strings.EqualFold(host, authority):
 		// RFC 9113 section 8.3.1 lets a server treat it as malformed; routing and strict SNI depend on one name.
 		h.malformed = "host differs from :authority"
@@ -195,9 +211,10 @@ func checkResponse(fields []Field) headInfo {
 	return h
 }
 
-// checkTrailers validates trailers of either role: no pseudo-header fields (RFC 9113 section 8.1).
-func checkTrailers(fields []Field) string {
-	h := headInfo{length: -1}
+// checkTrailers validates trailers of either role: no pseudo-header fields (RFC 9113 section 8.1). strict is the server
+// role.
+func checkTrailers(fields []Field, strict bool) string {
+	h := headInfo{length: -1, strict: strict}
 	for i := range fields {
 		if strings.HasPrefix(fields[i].Name, ":") {
 			return "pseudo-header field in trailers"
@@ -219,6 +236,77 @@ func validMethod(s string) bool {
 		}
 	}
 	return true
+}
+
+// validScheme: RFC 3986 section 3.1.
+func validScheme(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
+		case i > 0 && (c >= '0' && c <= '9' || c == '+' || c == '-' || c == '.'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+// validPath: no blanks and no control characters. What else a path may have is for who routes it to say.
+func validPath(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// authorityBytes has the bytes of a host and a port (RFC 3986 section 3.2). RFC 9113 section 8.3.1: ":authority MUST NOT
+// include the deprecated userinfo subcomponent", so there is no "@".
+var authorityBytes = func() (t [256]bool) {
+	for c := range byte(128) {
+		t[c] = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~%!$&'()*+,;=:[]", c) >= 0
+	}
+	return t
+}()
+
+// validAuthority: RFC 9110 section 4.2.1 has an empty host rejected as well.
+func validAuthority(s string) bool {
+	for i := range len(s) {
+		if !authorityBytes[s[i]] {
+			return false
+		}
+	}
+	return s != "" && s[0] != ':'
+}
+
+// hasPort tells whether an authority ends with a port.
+func hasPort(s string) bool {
+	i := strings.LastIndexByte(s, ':')
+	return i > 0 && i < len(s)-1 && strings.Trim(s[i+1:], "0123456789") == ""
+}
+
+// joinCrumbs joins cookie fields: RFC 9113 section 8.2.3 lets clients split them for compression's sake only.
+func joinCrumbs(fields []Field) []Field {
+	var joined strings.Builder // crumb by crumb, a list full of them would be copied thousands of times
+	at, sensitive := -1, false
+	out := fields[:0]
+	for _, f := range fields {
+		switch {
+		case f.Name != "cookie":
+			out = append(out, f)
+			continue
+		case at < 0:
+			at = len(out)
+			out = append(out, f)
+		default:
+			joined.WriteString("; ")
+		}
+		joined.WriteString(f.Value)
+		sensitive = sensitive || f.Sensitive
+	}
+	out[at].Value, out[at].Sensitive = joined.String(), sensitive
+	return out
 }
 
 // parseLength reads a content-length; -1 if it is none.
