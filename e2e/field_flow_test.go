@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
 // fieldFlow are faults of windows, of what is held for slow readers, and of fields' values.
@@ -20,6 +21,11 @@ var fieldFlow = []fieldCase{
 		"blanks_around_values",
 		"a service that echoed a blank took its upstream out for everybody: grpc-go sends grpc-message and metadata with blanks at their ends as they are; RFC 9110 section 5.5 excludes them",
 		blanksAroundValues,
+	},
+	{
+		"talkative_upstream",
+		"an upstream that sent 1,000 empty DATA frames and PINGs lost its connection, and the calls of others with it; RFC 9113 section 10.5 leaves it to us what is too much",
+		talkativeUpstream,
 	},
 }
 
@@ -62,5 +68,42 @@ func blanksAroundValues(t *testing.T) {
 		if _, err := c.EmptyCall(context.Background(), &testgrpc.Empty{}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func talkativeUpstream(t *testing.T) {
+	l := wiretest.Listen(t, wiretest.Options{NoSettingsAck: true})
+	waits := make(chan struct{})
+	l.Serve(func(c *wiretest.Conn) {
+		first := c.ExpectHeaders()
+		c.WriteHeaders(first.Stream, wiretest.Head(), false)
+		second := c.ExpectHeaders()
+		c.WriteHeaders(second.Stream, wiretest.Head(), false)
+		c.Batch(func() {
+			for i := range 1000 {
+				c.WriteData(second.Stream, nil, false)
+				c.WritePing(false, [8]byte{byte(i)})
+			}
+			c.WriteData(second.Stream, wiretest.Message(nil), false)
+			c.WriteHeaders(second.Stream, wiretest.Fields("grpc-status", "0"), true)
+		})
+		<-waits
+		c.WriteData(first.Stream, wiretest.Message(nil), false)
+		c.WriteHeaders(first.Stream, wiretest.Fields("grpc-status", "0"), true)
+	})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + l.Addr()})
+	s, err := client(t, p.H2C).StreamingOutputCall(within(t, timeout), new(testgrpc.StreamingOutputCallRequest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Header(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client(t, p.H2C).EmptyCall(within(t, timeout), &testgrpc.Empty{}); err != nil {
+		t.Errorf("the call it happened to: %v", err)
+	}
+	close(waits)
+	if _, err := s.Recv(); err != nil {
+		t.Errorf("the other call: %v", err)
 	}
 }

@@ -53,8 +53,8 @@ type Config struct {
 
 	// WriteTimeout ends the connection when a blocked socket has taken nothing for so long; default 30 s.
 	WriteTimeout time.Duration
-	// SettingsTimeout bounds the wait for the preface, for the peer's first SETTINGS and for its acknowledgement of
-	// ours, each counted from the start, and for the end of a header block that was begun; default 10 s.
+	// SettingsTimeout bounds the wait for the preface, for the peer's first SETTINGS and (server role) for its acknowledgement
+	// of ours, each counted from the start, and for the end of a header block that was begun; default 10 s.
 	SettingsTimeout time.Duration
 	// PingInterval sends a PING when nothing was read for so long; 0 is off. Stock gRPC servers close connections
 	// that ping more often than every 5 minutes (gRFC A8).

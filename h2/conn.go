@@ -136,7 +136,7 @@ func newConn(nc net.Conn, cfg Config, client bool) *Conn {
 	c.in.prefix = cfg.PeerPrefix
 	c.cfg.PeerPrefix = nil
 	c.sock.init(c)
-	c.lim.init(cfg)
+	c.lim.init(cfg, client)
 	return c
 }
 

@@ -116,6 +116,13 @@ func (c *Conn) onWindowUpdate(f frameHeader, p []byte) *Error {
 	defer c.unlock()
 	c.stats.WindowUpdatesIn++
 	if !c.lim.take(&c.lim.windowUpdates, c.lastRead.Load()) {
+		switch s := c.streams[f.id]; {
+		case !c.client || f.id == 0:
+		case s != nil:
+			return c.streamErrorLocked(s, EnhanceYourCalm, "WINDOW_UPDATE flood")
+		default: // what was under way when it was ended
+			return c.strayLocked(f.id, 0, "WINDOW_UPDATE")
+		}
 		return violation(EnhanceYourCalm, "WINDOW_UPDATE flood")
 	}
 	if f.id == 0 {

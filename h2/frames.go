@@ -35,7 +35,7 @@ func (c *Conn) handle(f frameHeader, p []byte) *Error {
 		return violation(ProtocolError, "frame inside a header block")
 	}
 	if !in.begun {
-		if f.t != http2.FrameSettings || f.flags.Has(http2.FlagSettingsAck) {
+		if (f.t != http2.FrameSettings || f.flags.Has(http2.FlagSettingsAck)) && !c.earlyAnswer(f) {
 			return violation(ProtocolError, "the first frame is not SETTINGS")
 		}
 		in.begun = true
@@ -64,6 +64,18 @@ func (c *Conn) handle(f frameHeader, p []byte) *Error {
 		return violation(ProtocolError, "PUSH_PROMISE")
 	}
 	return c.ignore()
+}
+
+// earlyAnswer tells whether a frame that comes before the first SETTINGS is the answer to a call that was opened early, as RFC
+// 9113 section 3.4 lets a client do. The server should have sent its SETTINGS first; where it answers first, its SETTINGS may
+// still come in time.
+func (c *Conn) earlyAnswer(f frameHeader) bool {
+	if !c.client || f.t != http2.FrameHeaders || f.length > int(c.cfg.MaxFrameSize) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return !c.idleLocked(f.id)
 }
 
 // ignore counts a frame that is none of our business: unknown types (RFC 9113 section 5.5) and PRIORITY.
@@ -191,12 +203,15 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 		rule = "DATA does not add up to content-length"
 	case full == 0 && !end:
 		c.stats.EmptyData++
-		ok := c.lim.take(&c.lim.emptyData, c.lastRead.Load())
-		c.unlock()
-		if !ok {
-			return violation(EnhanceYourCalm, "flood of empty DATA frames")
+		if c.lim.take(&c.lim.emptyData, c.lastRead.Load()) {
+			c.unlock()
+			return nil
 		}
-		return nil
+		code, rule = EnhanceYourCalm, "flood of empty DATA frames"
+		if !c.client {
+			c.unlock()
+			return violation(code, rule)
+		}
 	}
 	if rule != "" {
 		c.owed += full

@@ -162,7 +162,7 @@ func (c *Conn) onResponse(s *Stream, end bool) *Error {
 	case informational:
 		if !c.lim.take(&c.lim.informational, c.lastRead.Load()) {
 			defer c.unlock()
-			return violation(EnhanceYourCalm, "flood of informational responses")
+			return c.streamErrorLocked(s, EnhanceYourCalm, "flood of informational responses")
 		}
 		c.unlock()
 		s.r.RecvHead(s, fields, false)

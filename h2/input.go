@@ -244,7 +244,7 @@ func (c *Conn) batch() *Error {
 		b := in.buf.b[in.r:in.w]
 		if !in.begun {
 			// The first frame must be SETTINGS (RFC 9113 section 3.4); who speaks something else is told apart early.
-			if len(b) >= 4 && http2.FrameType(b[3]) != http2.FrameSettings || bytes.HasPrefix(b, []byte("HTTP/")) {
+			if len(b) >= 4 && http2.FrameType(b[3]) != http2.FrameSettings && !c.mayAnswer(b) || bytes.HasPrefix(b, []byte("HTTP/")) {
 				if c.client {
 					return notHTTP2(b)
 				}
@@ -269,6 +269,14 @@ func (c *Conn) batch() *Error {
 		}
 	}
 	return nil
+}
+
+// mayAnswer tells whether the first bytes of the peer can be an answer: see earlyAnswer.
+func (c *Conn) mayAnswer(b []byte) bool {
+	if len(b) < headerLen {
+		return c.client && http2.FrameType(b[3]) == http2.FrameHeaders
+	}
+	return c.earlyAnswer(parseHeader(b))
 }
 
 // endBatch flushes. It returns false when the connection is over.

@@ -20,7 +20,7 @@ type bucket struct {
 	at                int64 // nano of the last refill
 }
 
-func (l *limits) init(cfg Config) {
+func (l *limits) init(cfg Config, client bool) {
 	set := func(b *bucket, burst, rate int) {
 		b.burst, b.rate, b.left = int32(burst), int32(rate), int32(burst)
 	}
@@ -31,6 +31,13 @@ func (l *limits) init(cfg Config) {
 	set(&l.emptyData, 100, 10)
 	set(&l.ignored, 20000, 2000)
 	set(&l.informational, 1000, 100)
+	if client {
+		// A server is not a stranger, and many calls hang on its connection: habits of its that cost next to nothing are no
+		// reason to end them. Where a frame belongs to a stream, it is that which ends when it is too much.
+		set(&l.settings, 1000, 100)
+		set(&l.pings, 20000, 2000)
+		set(&l.emptyData, 20000, 2000)
+	}
 }
 
 // take takes one token, and tells whether there was one.

@@ -338,7 +338,7 @@ func TestTimeouts(t *testing.T) {
 		r.want("reset timeout SETTINGS_TIMEOUT remote=false unprocessed=false")
 	})
 	t.Run("no acknowledgement", func(t *testing.T) {
-		c, p := clientAgainst(t, short, wiretest.Options{NoSettingsAck: true})
+		c, p := serverAgainst(t, short, acceptEcho, wiretest.Options{NoSettingsAck: true})
 		expectGoAway(t, p, http2.ErrCodeSettingsTimeout)
 		over(t, c, SettingsTimeout, "the peer does not acknowledge SETTINGS")
 	})

@@ -38,7 +38,9 @@ func (c *Conn) onTimer() {
 	}
 	cfg := &c.cfg
 	var over *Error
-	if !c.peerReady || !c.settingsAcked {
+	// A server that is late with its acknowledgement harms nobody: it goes by the protocol's own values meanwhile, which
+	// firstWindowLocked allows it.
+	if !c.peerReady || !c.settingsAcked && !c.client {
 		if late(c.settingsSentAt + int64(cfg.SettingsTimeout)) {
 			over = &Error{Kind: KindTimeout, Code: SettingsTimeout, Debug: "no SETTINGS from the peer"}
 			if c.peerReady {
