@@ -149,7 +149,7 @@ func (c *Cluster) Start() {
 	for _, s := range c.sources {
 		go s.watch(c.ctx)
 	}
-	if c.starting != nil {
+	if c.starting != nil || c.cfg.Warmth != nil { // those that are new are usable from now on only
 		c.publishLocked()
 		c.releaseLocked()
 	}
@@ -272,7 +272,6 @@ func (c *Cluster) publishLocked() {
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
 		Draining:   make([]upstream.Endpoint, len(draining)),
 	}
-	scale := c.scaleLocked()
 	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
 	for _, part := range []struct {
 		members []*member
@@ -281,12 +280,12 @@ func (c *Cluster) publishLocked() {
 		for i, m := range part.members {
 			m.info.Index = len(v.Endpoints)
 			part.out[i] = m.info
-			c.warmLocked(&part.out[i], scale)
 			v.Endpoints = append(v.Endpoints, m.end)
 		}
 	}
 	v.used = c.uses(s)
-	unused := c.attendLocked(v.used) // before anything looks at their health
+	unused := c.attendLocked(v.used) // before anything looks at their health, or at how long they are usable
+	c.warmLocked(s)
 	c.panicLocked(v)
 	v.Picker = c.cfg.Policy.Build(s)
 	if l, ok := v.Picker.(selection.Learner); ok {

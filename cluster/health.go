@@ -18,19 +18,24 @@ const (
 	warmEvery = time.Second
 )
 
-// warmLocked gives an endpoint that is warming up the part of its weight that it has by now (slow start).
-func (c *Cluster) warmLocked(e *upstream.Endpoint, scale float64) {
+// warmLocked gives each endpoint that is warming up the part of its weight that it has by now (slow start).
+func (c *Cluster) warmLocked(s *upstream.Snapshot) {
 	if c.cfg.Warmth == nil {
 		return
 	}
-	full := float64(e.EffectiveWeight()) * scale
-	part := 1.0
-	if e.State.Usable() {
-		part = c.cfg.Warmth(e.State)
-	}
-	e.Weight = uint32(min(max(full*part, 1), upstream.MaxWeight))
-	if part < 1 {
-		c.changeLaterLocked(warmEvery)
+	scale := c.scaleLocked()
+	for _, list := range [][]upstream.Endpoint{s.Endpoints, s.Draining} {
+		for i := range list {
+			e := &list[i]
+			part := 1.0
+			if e.State.Usable() {
+				part = c.cfg.Warmth(e.State)
+			}
+			e.Weight = uint32(min(max(float64(e.EffectiveWeight())*scale*part, 1), upstream.MaxWeight))
+			if part < 1 {
+				c.changeLaterLocked(warmEvery)
+			}
+		}
 	}
 }
 

@@ -279,3 +279,55 @@ func TestHold(t *testing.T) {
 		<-held
 	})
 }
+
+// An endpoint that is new warms up from when it is looked after, though no health check tells that it has become usable: one
+// that a source finds later, and one that a new configuration brings.
+func TestWarmthOfNewEndpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const window = 10 * time.Second
+		s := newScript()
+		config := Config{
+			Static:  endpoints(1),
+			Sources: []Source{{Source: s, Name: "script", Key: t.Name()}},
+			Warmth: func(s *upstream.State) float64 {
+				since := s.UsableSince()
+				if since.IsZero() {
+					return 1
+				}
+				return min(1, max(0.1, float64(time.Since(since))/float64(window)))
+			},
+			Companions: []Companion{func(_ *upstream.Endpoint, end *transport.Endpoint) func() {
+				end.State.Found(time.Now())
+				return func() {}
+			}},
+		}
+		f := start(t, config)
+		sink := <-s.sinks
+		want := func(want ...uint32) {
+			t.Helper()
+			synctest.Wait()
+			if got := weights(f.View()); !slices.Equal(got, want) {
+				t.Errorf("weights %v, want %v", got, want)
+			}
+		}
+		time.Sleep(20 * time.Second)
+		want(100)
+		sink.Update(endpoints(2))
+		settle()
+		want(100, 10)
+		time.Sleep(5 * time.Second)
+		if got := weights(f.View())[1]; got < 40 || got > 60 {
+			t.Errorf("half way the weight is %d", got)
+		}
+		time.Sleep(10 * time.Second)
+		want(100, 100)
+
+		config.Static = endpoints(1, 3)
+		next := start(t, config)
+		sink = <-s.sinks
+		f = next
+		want(100, 10, 100)
+		time.Sleep(20 * time.Second)
+		want(100, 100, 100)
+	})
+}
