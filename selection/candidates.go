@@ -104,25 +104,73 @@ func (c *candidates) draw(in *PickInfo) (place int, ok bool) {
 	return c.scan(in)
 }
 
-// drawTwo returns two open endpoints as draw does, not the same one twice if that can be helped: with few endpoints, two
+// drawTwo returns two open endpoints as draw does, not the same one twice unless no other is open: with few endpoints, two
 // draws would often be no choice.
 func (c *candidates) drawTwo(in *PickInfo) (first, second int, ok bool) {
 	if first, ok = c.draw(in); !ok {
 		return 0, 0, false
 	}
+	d := drawn{first}
+	if second, ok = c.drawOther(&d, 1, in); !ok {
+		second = first
+	}
+	return first, second, true
+}
+
+// drawn are places that were drawn, in ascending order.
+type drawn [maxChoices]int
+
+// add adds a place to the first n.
+func (d *drawn) add(n, place int) {
+	for ; n > 0 && d[n-1] > place; n-- {
+		d[n] = d[n-1]
+	}
+	d[n] = place
+}
+
+// drawOther is draw without the first n places of d.
+func (c *candidates) drawOther(d *drawn, n int, in *PickInfo) (place int, ok bool) {
+	if c.len() <= n {
+		return 0, false
+	}
 	for range maxDraws {
-		if second = c.any(); second != first && c.open(second, in) {
-			return first, second, true
+		if i := c.anyOther(d[:n]); c.open(i, in) {
+			return i, true
 		}
 	}
 	var l lots
-	second = first
 	for i := range c.states {
-		if i != first && c.open(i, in) && l.wins(c.shares.weight(i)) {
-			second = i
+		if !slices.Contains(d[:n], i) && c.open(i, in) && l.wins(c.shares.weight(i)) {
+			place, ok = i, true
 		}
 	}
-	return first, second, true
+	return place, ok
+}
+
+// anyOther is any without some places, in ascending order. What is drawn is a number of the line without their pieces, so it
+// is never one of them, and nothing has to be thrown away however heavy they are.
+func (c *candidates) anyOther(without []int) int {
+	if c.shares == nil {
+		i := randN(c.len() - len(without))
+		for _, w := range without {
+			if i >= w {
+				i++
+			}
+		}
+		return i
+	}
+	s := c.shares
+	rest := s.total
+	for _, w := range without {
+		rest -= s.weight(w)
+	}
+	x := uint32(randN(int(rest)))
+	for _, w := range without {
+		if x >= s.ends[w]-s.weight(w) {
+			x += s.weight(w)
+		}
+	}
+	return s.owner(x)
 }
 
 // any returns any endpoint, open or not.

@@ -35,35 +35,120 @@ func snapshot(active ...int) *upstream.Snapshot {
 	return s
 }
 
-// gRFC A48, "Picker Behavior": so many draws with replacement as choice_count says, the least loaded wins, and the
+// gRFC A48, "Picker Behavior": so many draws as choice_count says, but of different endpoints, the least loaded wins, and the
 // first drawn if there are several.
 func TestLeastRequestDraws(t *testing.T) {
+	const n = 12 // more than all of which are looked at
+	type draw struct{ of, place int }
 	tests := []struct {
 		name    string
 		count   int
-		draws   []int
+		draws   []draw
 		tried   []int
-		active  []int
+		active  [n]int
 		want    int
 		comment string
 	}{
-		{"second is less", 0, []int{0, 2}, nil, []int{3, 0, 1}, 2, "not 1, which was not drawn"},
-		{"first is less", 0, []int{2, 0}, nil, []int{3, 0, 1}, 2, ""},
-		{"tie", 0, []int{1, 2}, nil, []int{0, 5, 5}, 1, "the one drawn first"},
-		{"tie the other way", 0, []int{2, 1}, nil, []int{0, 5, 5}, 2, ""},
-		{"same twice", 0, []int{0, 0}, nil, []int{9, 0, 0}, 0, "with replacement"},
-		{"three", 3, []int{0, 1, 2}, nil, []int{3, 2, 1}, 2, ""},
-		{"at most ten", 1000, []int{0, 0, 0, 0, 0, 0, 0, 0, 0, 1}, nil, []int{3, 2, 1}, 1, "a count above 10 is 10"},
-		{"tried is drawn again", 0, []int{1, 0, 1, 2}, []int{1}, []int{3, 0, 4}, 0, "draws of closed ones do not count"},
+		{"second is less", 0, []draw{{n, 0}, {n - 1, 1}}, nil, [n]int{3, 0, 1}, 2, "not 1, which was not drawn"},
+		{"first is less", 0, []draw{{n, 2}, {n - 1, 0}}, nil, [n]int{3, 0, 1}, 2, ""},
+		{"tie", 0, []draw{{n, 1}, {n - 1, 1}}, nil, [n]int{0, 5, 5}, 1, "the one drawn first"},
+		{"tie the other way", 0, []draw{{n, 2}, {n - 1, 1}}, nil, [n]int{0, 5, 5}, 2, ""},
+		{"never the same twice", 0, []draw{{n, 11}, {n - 1, 10}}, nil, [n]int{10: 3, 11: 9}, 10, ""},
+		{"three", 3, []draw{{n, 1}, {n - 1, 1}, {n - 2, 0}}, nil, [n]int{1, 3, 2}, 0, ""},
+		{
+			"at most ten", 1000, []draw{{n, 11}, {n - 1, 0}, {n - 2, 8}, {n - 3, 0}, {n - 4, 0}, {n - 5, 0}, {n - 6, 0}, {n - 7, 0}, {n - 8, 0}, {n - 9, 0}}, nil,
+			[n]int{9, 8, 7, 6, 5, 4, 3, 1, 0, 8, 8, 8}, 7, "all but 8 and 10 were drawn",
+		},
+		{"tried is drawn again", 0, []draw{{n, 1}, {n, 0}, {n - 1, 0}, {n - 1, 1}}, []int{1}, [n]int{3, 0, 4}, 0, "draws of closed ones do not count"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			p := (&LeastRequest{ChoiceCount: tt.count}).Build(snapshot(tt.active...))
-			left := script(t, len(tt.active), tt.draws...)
-			if got, ok := p.Pick(PickInfo{Tried: tt.tried}); !ok || got != tt.want || left() != 0 {
-				t.Errorf("picked %d, %v, %d draws left; want %d %s", got, ok, left(), tt.want, tt.comment)
+			p := (&LeastRequest{ChoiceCount: tt.count}).Build(snapshot(tt.active[:]...))
+			old := randUint64
+			t.Cleanup(func() { randUint64 = old })
+			left := tt.draws
+			randUint64 = func() uint64 {
+				if len(left) == 0 {
+					t.Fatal("more random numbers are drawn than expected")
+				}
+				d := left[0]
+				left = left[1:]
+				return math.MaxUint64/uint64(d.of)*uint64(d.place) + math.MaxUint64/uint64(2*d.of) // The middle of its range.
+			}
+			if got, ok := p.Pick(PickInfo{Tried: tt.tried}); !ok || got != tt.want || len(left) != 0 {
+				t.Errorf("picked %d, %v, %d draws left; want %d %s", got, ok, len(left), tt.want, tt.comment)
 			}
 		})
+	}
+}
+
+// Of few endpoints the one that hangs gets nothing as long as others have fewer calls, and of many only what there is no other
+// choice for: it is never compared with itself.
+func TestLeastRequestAvoidsHung(t *testing.T) {
+	for _, n := range []int{2, 3, few, few + 1, 100} {
+		for _, weight := range []uint32{1, 1000} {
+			for _, choices := range []int{0, 2, 3, 10} {
+				active := make([]int, n)
+				for i := range active {
+					active[i] = i % 3
+				}
+				active[1] = 3000
+				s := snapshot(active...)
+				s.Endpoints[1].Weight = weight // drawn nearly always
+				p := (&LeastRequest{ChoiceCount: choices}).Build(s)
+				for range 1000 {
+					if i, ok := p.Pick(PickInfo{}); !ok || i == 1 {
+						t.Fatalf("%d endpoints, %d choices, weight %d: picked %d, %v", n, choices, weight, i, ok)
+					}
+				}
+			}
+		}
+	}
+}
+
+// All others are drawn as second with the chance that their weights give them, and none that is closed.
+func TestDrawTwo(t *testing.T) {
+	for _, weights := range [][]uint32{{1, 1, 1, 1, 1}, {5, 1, 3, 1, 2}, {1, 1, 60_000, 1, 2}} {
+		s := snapshot(make([]int, len(weights))...)
+		for i, w := range weights {
+			s.Endpoints[i].Weight = w
+		}
+		s.Endpoints[3].State.SetUsable(false)
+		c := newWeighted(s)
+		const rounds = 20_000
+		var firsts [5]int
+		var seconds [5][5]int
+		for range rounds {
+			i, j, ok := c.drawTwo(&PickInfo{})
+			if !ok || i == j || i == 3 || j == 3 {
+				t.Fatalf("drew %d and %d, %v", i, j, ok)
+			}
+			firsts[i]++
+			seconds[i][j]++
+		}
+		for i := range weights {
+			rest := 0.0
+			for j, w := range weights {
+				if j != i && j != 3 {
+					rest += float64(w)
+				}
+			}
+			for j, w := range weights {
+				if i == j || i == 3 || j == 3 {
+					continue
+				}
+				n, want := float64(firsts[i]), float64(w)/rest
+				// Seven standard deviations: less than one run in 10^11.
+				if got := float64(seconds[i][j]); math.Abs(got-n*want) > 7*math.Sqrt(n*want*(1-want))+1 {
+					t.Errorf("weights %v: after %d came %d in %v of %v draws, want %.3f of them", weights, i, j, got, n, want)
+				}
+			}
+		}
+	}
+	one := snapshot(0)
+	c := newWeighted(one)
+	if i, j, ok := c.drawTwo(&PickInfo{}); !ok || i != 0 || j != 0 {
+		t.Errorf("of one endpoint: %d, %d, %v", i, j, ok)
 	}
 }
 
@@ -134,7 +219,6 @@ func TestLeastRequestBias(t *testing.T) {
 			const calls = 20_000
 			s := snapshot(0, 0)
 			s.Endpoints[0].Weight, s.Endpoints[1].Weight = 1, 4
-			tt.p.ChoiceCount = 10 // With two draws, one endpoint is often drawn twice.
 			p := tt.p.Build(s)
 			for range calls {
 				i, ok := p.Pick(PickInfo{})

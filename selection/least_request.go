@@ -17,19 +17,23 @@ const (
 	defaultChoices = 2
 	minChoices     = 2
 	maxChoices     = 10
+	// few is up to how many endpoints all are looked at, since that takes no longer than two draws (measured: 11 ns where
+	// they are idle, and 14 to 30 ns where they are busy, against 30 to 36; half as much again with weights, for both).
+	few = 10
 )
 
-// LeastRequest draws a few endpoints at random and picks the one of them with the fewest calls in flight. So slow or
-// busy endpoints get less without anybody looking at all endpoints for each call, and without all calls going to the
-// same idle one. It is the default policy.
+// LeastRequest draws a few endpoints at random, each of them once, and picks the one of them with the fewest calls in
+// flight. So slow or busy endpoints get less without anybody looking at all endpoints for each call, and without all calls
+// going to the same idle one. Where there are no more than 10 endpoints, it looks at all of them, and any of those with the
+// fewest calls is picked: one that hangs gets no more calls once it has more than the others. It is the default policy.
 //
-// It is gRPC's and Envoy's algorithm for endpoints of equal weight (gRFC A48). Where the upstreams have weights, an
+// It is gRPC's and Envoy's algorithm for endpoints of equal weight (gRFC A48), which draw with repetition. Where the upstreams have weights, an
 // endpoint is drawn with a chance as large as its weight says, and calls in flight are counted per weight: an endpoint of
 // weight 3 is as busy with 3 calls as one of weight 1 is with one. So endpoints without calls are picked as their weights
 // say, and under load they have as many calls in flight as their weights say.
 type LeastRequest struct {
-	// How many endpoints are drawn for each pick, at least 2; more than 10 count as 10. The same one may be drawn
-	// twice. Default: `2`.
+	// How many endpoints are drawn for each pick where there are more than 10, at least 2; more than 10 count as 10. None is
+	// drawn twice. Default: `2`.
 	ChoiceCount int `json:"choice_count,omitempty"`
 	// How much calls in flight count against weights, where the upstreams have weights: 0 means not at all, so that
 	// endpoints are picked by weight alone, and more than 1 more than in proportion. Default: `1`.
@@ -102,6 +106,9 @@ func newLeastRequest(b busyness, choices int) Picker {
 	if choices == 0 {
 		choices = defaultChoices
 	}
+	if b.len() <= few {
+		return newFullScan(b)
+	}
 	// gRFC A48: "If a LeastRequestLoadBalancingConfig with a choice_count > 10 is received, the
 	// least_request_experimental policy will set choice_count = 10."
 	return &leastRequest{b, min(max(choices, minChoices), maxChoices)}
@@ -145,22 +152,25 @@ type leastRequest struct {
 	choices int
 }
 
-// Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior": the endpoints are drawn with replacement, and of
-// those that are equally busy the one that was drawn first wins, which is any of them.
+// Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior", but that no endpoint is drawn twice. A48 on its own
+// loop, in "Allow picking same candidate multiple times": "This means that even a frozen endpoint would never fully be
+// excluded by the picker." Of those that are equally busy the one that was drawn first wins, which is any of them.
 func (p *leastRequest) Pick(in PickInfo) (int, bool) {
 	best, ok := p.draw(&in)
 	if !ok {
 		return 0, false
 	}
 	least := p.of(best)
-	for range p.choices - 1 {
-		i, ok := p.draw(&in)
+	d := drawn{best}
+	for n := 1; n < p.choices; n++ {
+		i, ok := p.drawOther(&d, n, &in)
 		if !ok {
-			break // The last one has just become unusable.
+			break // There are no more.
 		}
 		if x := p.of(i); x < least {
 			best, least = i, x
 		}
+		d.add(n, i)
 	}
 	return p.index(best), true
 }
@@ -185,9 +195,12 @@ func newFullScan(b busyness) *fullScan {
 // Pick implements [Picker]. Among endpoints that are equally busy, lots are drawn.
 //
 // Nothing is less busy than an idle endpoint, and to draw until there is one leaves each idle one the same chance as to
-// look at all: where many are idle, there is no need to scan. In small sets a scan is as quick as the draws.
+// look at all: where many are idle, there is no need to scan. In small sets a scan is as quick as a few draws.
 func (p *fullScan) Pick(in PickInfo) (int, bool) {
-	for range min(p.len()/8, maxDraws) {
+	if p.len() == 0 {
+		return 0, false
+	}
+	for range max(1, min(p.len()/8, maxDraws)) {
 		if i := p.any(); p.of(i) == 0 && p.open(i, &in) {
 			return p.index(i), true
 		}

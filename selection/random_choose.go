@@ -11,7 +11,8 @@ func init() { caddy.RegisterModule(new(RandomChoose)) }
 
 // RandomChoose is `reverse_proxy`'s name, with its words, for what `least_request` does here.
 type RandomChoose struct {
-	// How many endpoints are drawn for each pick, at least 2; more than 10 count as 10. Default: `2`.
+	// How many endpoints are drawn for each pick where there are more than 10, at least 2; more than 10 count as 10.
+	// Default: `2`.
 	Choose int `json:"choose,omitempty"`
 }
 
