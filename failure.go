@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
@@ -40,6 +41,7 @@ const (
 	reasonBadPath           = "MALFORMED_PATH"
 	reasonRequestTooLarge   = "REQUEST_TOO_LARGE"
 	reasonRequestUnreadable = "REQUEST_UNREADABLE"
+	reasonWriteTimeout      = "SERVER_WRITE_TIMEOUT"
 	reasonStreamIdle        = "STREAM_IDLE_TIMEOUT"
 	reasonStreamTimeout     = "STREAM_TIMEOUT"
 	reasonDrained           = "UPSTREAM_REMOVED"
@@ -133,6 +135,13 @@ func clientGone() *failure {
 		code: grpcwire.Canceled, reason: reasonClientGone, message: "the client cancelled the call or went away",
 		endedBy: call.EndedByClient, source: call.SourceProxy,
 	}
+}
+
+// writeTimeout: the server's limit for a whole answer has passed. Its code is what a client makes of the reset (gRPC's
+// PROTOCOL-HTTP2.md: INTERNAL_ERROR is INTERNAL).
+func writeTimeout(limit time.Duration) *failure {
+	return proxyFailure(grpcwire.Internal, reasonWriteTimeout,
+		fmt.Sprintf("the server's write timeout (%v) ended the call", limit))
 }
 
 func deadlineExceeded() *failure {

@@ -134,4 +134,24 @@ func (x *exchange) liftIdleTimeouts() (restore func()) {
 	return restore
 }
 
+// writeTimeoutSlack is how much earlier the server may have begun to count than is known here: it does so when it reads the
+// request's head.
+const writeTimeoutSlack = 100 * time.Millisecond
+
+// writeTimeoutOver tells whether the server's limit for a whole answer (`write`) has passed. In HTTP/2 the server then
+// resets the stream, in others its writes fail; either looks like a client that is gone.
+func (x *exchange) writeTimeoutOver() (limit time.Duration, over bool) {
+	ctx := x.r.Context()
+	srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || srv == nil || srv.WriteTimeout <= 0 {
+		return 0, false
+	}
+	limit = time.Duration(srv.WriteTimeout)
+	start, ok := caddyhttp.GetVar(ctx, "start_time").(time.Time)
+	if !ok {
+		start = x.call.Start
+	}
+	return limit, time.Since(start) >= limit-min(writeTimeoutSlack, limit/10)
+}
+
 var _ call.Metadata = headerMetadata(nil)

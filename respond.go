@@ -371,10 +371,8 @@ func (x *exchange) conclude(f *failure) {
 		return
 	}
 	x.leaveUpstream(h2.Cancel)
-	if f.endedBy == call.EndedByClient && x.deadlineNear() {
-		d := deadlineExceeded()
-		d.err = f.err
-		f = d
+	if f.endedBy == call.EndedByClient {
+		f = x.notTheClient(f)
 	}
 	x.result = f
 	switch {
@@ -390,6 +388,20 @@ func (x *exchange) conclude(f *failure) {
 		// has failed, which HTTP/2 makes a reset by itself, but HTTP/3 does not.
 		x.aborted = true
 	}
+}
+
+// notTheClient tells what else ends a call in the way of a client that goes away: a deadline that passes, and the server.
+func (x *exchange) notTheClient(gone *failure) *failure {
+	var f *failure
+	if x.deadlineNear() {
+		f = deadlineExceeded()
+	} else if limit, over := x.writeTimeoutOver(); over {
+		f = writeTimeout(limit)
+	} else {
+		return gone
+	}
+	f.err = gone.err
+	return f
 }
 
 // leaveUpstream ends the call on the upstream's side. What still comes from there means nothing any more.
