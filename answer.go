@@ -2,7 +2,12 @@ package grpcproxy
 
 import (
 	"net/http"
+	"reflect"
+	"slices"
 	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
@@ -11,18 +16,95 @@ import (
 
 // prepare takes out of the answer's header what the server put there on its own account: in gRPC every field is
 // metadata that the application sees. What an earlier handler set on purpose stays.
-func prepare(h http.Header) {
-	delete(h, "Server")
-	delete(h, "Alt-Svc")
+func prepare(h http.Header, r *http.Request) {
+	if v := h["Server"]; len(v) == 1 && v[0] == caddyhttp.ServerHeader {
+		delete(h, "Server")
+	}
+	if v := h["Alt-Svc"]; len(v) > 0 {
+		dropAltSvc(h, r)
+	}
 	// Present and nil means: do not add one.
-	h["Date"] = nil
+	if h["Date"] == nil {
+		h["Date"] = nil
+	}
 	h["Content-Length"] = nil
+}
+
+// dropAltSvc takes out what the server says of its HTTP/3.
+func dropAltSvc(h http.Header, r *http.Request) {
+	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok || srv == nil {
+		return
+	}
+	if h["Alt-Svc"] = slices.DeleteFunc(h["Alt-Svc"], func(v string) bool { return isServersAltSvc(v, srv.Listen) }); len(h["Alt-Svc"]) == 0 {
+		delete(h, "Alt-Svc")
+	}
+}
+
+// isServersAltSvc tells the value that the HTTP/3 server makes, of the ports that it listens on, from one of a handler,
+// which often names the port that clients see instead.
+func isServersAltSvc(v string, listen []string) bool {
+	for part := range strings.SplitSeq(v, ",") {
+		port, ok := strings.CutPrefix(part, `h3="`)
+		if !ok {
+			return false
+		}
+		port, ok = strings.CutSuffix(port, `"; ma=2592000`)
+		if !ok || !slices.ContainsFunc(listen, func(addr string) bool {
+			i := strings.LastIndexByte(addr, ':')
+			// Port 0 and a range stand for ports that are not known here.
+			return i >= 0 && (addr[i:] == port || addr[i:] == ":0" || strings.Contains(addr[i:], "-"))
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// tidy takes out what prepare put into the header for the server alone: in the access log it would be empty lists. written
+// tells that the answer had messages, so that the server has the head.
+func tidy(w http.ResponseWriter, r *http.Request, written bool) {
+	if r.ProtoMajor == 3 {
+		// quic-go looks at the header again when the handler has returned, unless the head has left by then.
+		_ = http.NewResponseController(w).Flush()
+	} else if !written && holdsBack(w) {
+		return
+	}
+	dropEmpty(w.Header())
+}
+
+func dropEmpty(h http.Header) {
+	for _, name := range [...]string{"Date", "Content-Length"} {
+		if v, ok := h[name]; ok && v == nil {
+			delete(h, name)
+		}
+	}
+}
+
+// holdsBack tells whether a handler in front may still have the head of an answer without messages, as encode has. It will
+// give it to the server later.
+func holdsBack(w http.ResponseWriter) bool {
+	const caddys = "github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	for {
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false // the server's own
+		}
+		t := reflect.TypeOf(w)
+		if t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if p := t.PkgPath(); p != caddys && p != caddys+"/headers" {
+			return true
+		}
+		w = outer.Unwrap()
+	}
 }
 
 // writeHead sends the response head. From here on the call is committed.
 func (x *exchange) writeHead(fields []h2.Field) {
 	header := x.w.Header()
-	prepare(header)
+	prepare(header, x.r)
 	copyFields(header, "", fields)
 	x.annotate(header)
 	x.headerDown(header)
@@ -36,7 +118,7 @@ func (x *exchange) writeHead(fields []h2.Field) {
 func (x *exchange) writeTrailersOnly(fields []h2.Field) {
 	fields = x.att.takeReport(fields)
 	header := x.w.Header()
-	prepare(header)
+	prepare(header, x.r)
 	copyFields(header, "", fields)
 	if grpcwire.ContentKind(header.Get("Content-Type")) != grpcwire.GRPC {
 		header["Content-Type"] = []string{"application/grpc"}
@@ -89,7 +171,7 @@ func (x *exchange) repair(header http.Header, prefix, reason, message string) {
 func (x *exchange) answer(f *failure) {
 	x.result = f
 	header := x.w.Header()
-	prepare(header)
+	prepare(header, x.r)
 	header["Content-Type"] = []string{"application/grpc"}
 	x.setStatus("", f)
 	x.committed = true

@@ -124,6 +124,9 @@ func copyFields(dst http.Header, prefix string, fields []h2.Field) {
 		}
 		key = prefix + key
 		if have, ok := dst[key]; ok && have != nil {
+			if key == "Server" || key == "Date" {
+				continue // of one value (RFC 9110): a handler in front has set it
+			}
 			dst[key] = append(have, f.Value)
 			continue
 		}

@@ -52,7 +52,7 @@ func healthFailure(code grpcwire.Code, format string, args ...any) healthStatus 
 }
 
 func (c *healthCall) serve() {
-	prepare(c.w.Header())
+	prepare(c.w.Header(), c.r)
 	c.w.Header()["Content-Type"] = []string{"application/grpc"}
 	c.finish(c.run())
 }
@@ -271,6 +271,7 @@ func (c *healthCall) finish(st healthStatus) {
 	if !c.sent {
 		c.w.WriteHeader(http.StatusOK)
 	}
+	tidy(c.w, c.r, c.sent)
 	if extra, ok := c.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Add(zap.String("grpc_service", grpcwire.HealthService))
 		extra.Add(zap.String("grpc_method", c.method))

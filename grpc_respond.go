@@ -118,7 +118,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		code, message = grpcwire.Internal, "grpc_respond: "+err.Error()
 	}
 	header := w.Header()
-	prepare(header)
+	prepare(header, r)
 	for key, values := range g.Metadata {
 		for _, v := range values {
 			header.Add(key, repl.ReplaceKnown(v, ""))
@@ -130,6 +130,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		header["Grpc-Message"] = []string{grpcwire.EncodeMessage(message)}
 	}
 	w.WriteHeader(http.StatusOK)
+	tidy(w, r, false)
 	return nil
 }
 

@@ -47,6 +47,12 @@ func (x *exchange) logFields() {
 	if !ok {
 		return
 	}
+	switch {
+	case x.aborted:
+		dropEmpty(x.w.Header()) // the stream is reset, whatever the head
+	case x.committed:
+		tidy(x.w, x.r, x.call.Result.ReceivedBytes > 0)
+	}
 	c, r := &x.call, &x.call.Result
 	extra.Add(zap.String("grpc_service", c.Service))
 	extra.Add(zap.String("grpc_method", c.Method))

@@ -1,4 +1,101 @@
 package e2e
 
+import (
+	"errors"
+	"io"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
 // fieldCaddy are faults of the rest of Caddy around the handler.
-var fieldCaddy = []fieldCase{}
+var fieldCaddy = []fieldCase{
+	{
+		"server's_write_timeout",
+		"`servers { timeouts { write } }` cut a stream, and the log blamed the client; docs/status.md names each end's reason",
+		fieldWriteTimeout,
+	},
+	{
+		"server's_own_fields",
+		"the access log gained empty Date and Content-Length lists, and `header Server` was dropped; gRPC: what is in the head is metadata",
+		fieldOwnFields,
+	},
+}
+
+func fieldWriteTimeout(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr(), Servers: "timeouts {\n\twrite 500ms\n}", AccessLog: true})
+	s, err := client(t, p.H2C).FullDuplexCall(within(t, timeout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pingPong(s, 100); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); status.Code(err) != codes.Internal {
+		t.Errorf("the call ended with %v, want INTERNAL", err)
+	}
+	entry := logged(t, p)
+	if entry["grpc_reason"] != "SERVER_WRITE_TIMEOUT" || entry["grpc_ended_by"] != "proxy" {
+		t.Errorf("the log says %v, ended by %v", entry["grpc_reason"], entry["grpc_ended_by"])
+	}
+	eventually(t, "the upstream's call has ended", func() bool { return b.Active() == 0 })
+}
+
+func fieldOwnFields(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	ca := wiretest.NewCA(t)
+	cert, key := ca.PairFiles(ca.ServerCert())
+	p := proxytest.Start(t, proxytest.Options{
+		Site: "header Server mine\ngrpc_proxy " + b.Addr(), CertFile: cert, KeyFile: key, AccessLog: true,
+	})
+	fronts := []opener{openGRPC(dial(t, p.TLS, tlsTo("localhost", ca))), dialH3(t, p.TLS, ca.ClientConfig(), nil).Open}
+	lines := 0
+	for i, open := range fronts {
+		for _, md := range []metadata.MD{nil, metadata.Pairs(backendtest.KeyStatus, "NOT_FOUND"), metadata.Pairs("grpc-timeout", "x")} {
+			if i == 0 && md.Get("grpc-timeout") != nil {
+				continue // grpc-go writes its own
+			}
+			ctx := metadata.NewOutgoingContext(within(t, timeout), md)
+			k := kinds[0]
+			s, err := open(ctx, k)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(s.Send(&testgrpc.SimpleRequest{ResponseSize: 10}), s.CloseSend()); err != nil && !errors.Is(err, io.ErrClosedPipe) {
+				t.Fatal(err)
+			}
+			for err == nil {
+				err = s.Recv(new(testgrpc.SimpleResponse))
+			}
+			head, _ := s.Header()
+			if len(head) == 0 {
+				head = s.Trailer() // Trailers-Only
+			}
+			for name, want := range map[string]int{"server": 1, "date": 0, "content-length": 0, "alt-svc": 0} {
+				if got := head.Get(name); len(got) != want {
+					t.Errorf("front %d, %v: the client got %s %q", i, md, name, got)
+				}
+			}
+			lines++
+			var entries []map[string]any
+			eventually(t, "the call is in the access log", func() bool {
+				entries = p.Log("http.log.access")
+				return len(entries) >= lines
+			})
+			header, _ := entries[lines-1]["resp_headers"].(map[string]any)
+			for _, name := range []string{"Date", "Content-Length", "Alt-Svc"} {
+				if v, ok := header[name]; ok {
+					t.Errorf("front %d, %v: the access log has %s %v", i, md, name, v)
+				}
+			}
+		}
+	}
+}
