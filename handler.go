@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
 	"time"
@@ -73,7 +74,7 @@ func (x *exchange) classify() *failure {
 	var ok bool
 	if c.Service, c.Method, ok = grpcwire.SplitMethod(c.Path); !ok {
 		// grpc-go's server: "malformed method name" is UNIMPLEMENTED.
-		return proxyFailure(grpcwire.Unimplemented, reasonBadPath, "the path is not /Service/Method")
+		return proxyFailure(grpcwire.Unimplemented, reasonBadPath, x.badPath())
 	}
 	if v := x.r.Header["Grpc-Timeout"]; len(v) > 0 {
 		d, err := grpcwire.ParseTimeout(v[0])
@@ -94,6 +95,20 @@ func (x *exchange) classify() *failure {
 		}
 	}
 	return nil
+}
+
+// maxQuoted is how much of a path goes into a message.
+const maxQuoted = 200
+
+// badPath names the path as it is here: a handler in front may have rewritten it, while logs show what the client sent.
+func (x *exchange) badPath() string {
+	text := fmt.Sprintf("the path is not /Service/Method: %.*q", maxQuoted, x.call.Path)
+	orig, ok := x.r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)
+	if ok && orig.URL != nil && orig.URL.Path != x.call.Path {
+		text += fmt.Sprintf(", to which a handler in front (try_files, rewrite, handle_path, uri) has changed %.*q; give gRPC a route of its own",
+			maxQuoted, orig.URL.Path)
+	}
+	return text
 }
 
 // noLimit stands for "never" where zero would mean "at once".

@@ -3,6 +3,10 @@ package e2e
 import (
 	"errors"
 	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -26,6 +30,11 @@ var fieldCaddy = []fieldCase{
 		"server's_own_fields",
 		"the access log gained empty Date and Content-Length lists, and `header Server` was dropped; gRPC: what is in the head is metadata",
 		fieldOwnFields,
+	},
+	{
+		"try_files_in_front",
+		"`try_files` of a web site rewrites every call to /index.html, and the answer said no more than that the path is bad; docs/grpc_proxy.md has a site that works",
+		fieldTryFiles,
 	},
 }
 
@@ -98,4 +107,35 @@ func fieldOwnFields(t *testing.T) {
 			}
 		}
 	}
+}
+
+func fieldTryFiles(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "index.html"), []byte("page"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	files := "root " + root + "\ntry_files {path} /index.html\n"
+	p := proxytest.Start(t, proxytest.Options{Site: files + "grpc_proxy " + b.Addr() + "\nfile_server"})
+	_, err := client(t, p.H2C).EmptyCall(within(t, timeout), new(testgrpc.Empty))
+	for _, part := range []string{"try_files", `"/index.html"`, `"/grpc.testing.TestService/EmptyCall"`} {
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), part) {
+			t.Errorf("the call ended with %v, which does not say %s", err, part)
+		}
+	}
+	if err := p.Load("@grpc grpc\nhandle @grpc {\n\tgrpc_proxy " + b.Addr() + "\n}\nhandle {\n" + files + "file_server\n}"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client(t, p.H2C).EmptyCall(within(t, timeout), new(testgrpc.Empty)); err != nil {
+		t.Error(err)
+	}
+	resp, err := http.Get("http://" + p.H2C + "/any/page")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if page, err := io.ReadAll(resp.Body); err != nil || string(page) != "page" {
+		t.Errorf("the web page is %q, %v", page, err)
+	}
+	http.DefaultClient.CloseIdleConnections()
 }
