@@ -111,6 +111,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if !isGRPC(r) {
 		return next.ServeHTTP(w, r)
 	}
+	nameCall(r)
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	message := repl.ReplaceKnown(g.Message, "")
 	code, err := grpcwire.ParseCode(repl.ReplaceKnown(string(g.Code), ""))

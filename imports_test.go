@@ -45,7 +45,7 @@ var mayImport = map[string][]string{
 	"cluster": {"upstream", "call", "selection", "transport", "discovery", "healthcheck", "orca", caddyModule, "go.uber.org/zap"},
 	"": {
 		"cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
-		"github.com/dustin/go-humanize", "github.com/spf13/cobra",
+		"github.com/dustin/go-humanize", "github.com/spf13/cobra", "cel.dev/cel-go",
 	},
 	"cmd/caddy": {"", caddyModule, grpcModule, "golang.org/x/term"},
 	// For tests.

@@ -53,18 +53,7 @@ func (MatchGRPC) CaddyModule() caddy.ModuleInfo {
 //	}
 func (m *MatchGRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	for d.Next() {
-		for _, arg := range d.RemainingArgs() {
-			arg = strings.TrimPrefix(arg, "/")
-			if strings.Contains(arg, "/") {
-				m.Methods = append(m.Methods, strings.TrimSuffix(arg, "/*"))
-				if strings.HasSuffix(arg, "/*") {
-					m.Methods = m.Methods[:len(m.Methods)-1]
-					m.Services = append(m.Services, strings.TrimSuffix(arg, "/*"))
-				}
-			} else {
-				m.Services = append(m.Services, arg)
-			}
-		}
+		m.names(d.RemainingArgs())
 		if err := m.Validate(); err != nil {
 			return d.WrapErr(err)
 		}
@@ -92,6 +81,19 @@ func (m *MatchGRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	return nil
+}
+
+// names adds services and methods in the short form: pkg.Service, pkg.Service/Method, /pkg.Service/*.
+func (m *MatchGRPC) names(args []string) {
+	for _, arg := range args {
+		arg = strings.TrimPrefix(arg, "/")
+		service, whole := strings.CutSuffix(arg, "/*")
+		if !whole && strings.Contains(arg, "/") {
+			m.Methods = append(m.Methods, arg)
+		} else {
+			m.Services = append(m.Services, service)
+		}
+	}
 }
 
 func (m *MatchGRPC) unmarshalMetadata(d *caddyfile.Dispenser, args []string) error {
@@ -145,6 +147,7 @@ func (m *MatchGRPC) MatchWithError(r *http.Request) (bool, error) {
 	if !isGRPC(r) {
 		return false, nil
 	}
+	nameCall(r)
 	if len(m.Services) > 0 || len(m.Methods) > 0 {
 		service, method, ok := grpcwire.SplitMethod(r.URL.Path)
 		if !ok || !m.matchName(service, method) {
@@ -213,6 +216,7 @@ func glob(pattern, s string) bool {
 // Interface guards
 var (
 	_ caddyhttp.RequestMatcherWithError = (*MatchGRPC)(nil)
+	_ caddyhttp.CELLibraryProducer      = (*MatchGRPC)(nil)
 	_ caddyfile.Unmarshaler             = (*MatchGRPC)(nil)
 	_ caddy.Validator                   = (*MatchGRPC)(nil)
 )

@@ -2,14 +2,17 @@ package grpcproxy
 
 import (
 	"net"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
 
@@ -116,6 +119,35 @@ const (
 	// What reverse_proxy calls the upstream: a block written for it keeps working.
 	reverseProxyPrefix = "http.reverse_proxy.upstream."
 )
+
+// namedVar is set once a request's call has a name.
+const namedVar = "grpc_proxy.named"
+
+// nameCall makes known what is called to whatever comes before grpc_proxy. Whoever sees first that the request is gRPC
+// does it. The names are those of the path as it then is: a handler in between may change it.
+func nameCall(r *http.Request) {
+	ctx := r.Context()
+	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return
+	}
+	if vars, ok := ctx.Value(caddyhttp.VarsCtxKey).(map[string]any); ok {
+		if vars[namedVar] != nil {
+			return
+		}
+		vars[namedVar] = true
+	}
+	repl.Map(func(key string) (any, bool) {
+		if key != placeholderPrefix+"service" && key != placeholderPrefix+"method" {
+			return nil, false
+		}
+		service, method, _ := grpcwire.SplitMethod(r.URL.Path)
+		if key == placeholderPrefix+"service" {
+			return service, true
+		}
+		return method, true
+	})
+}
 
 func (x *exchange) placeholder(key string) (any, bool) {
 	if name, ok := strings.CutPrefix(key, reverseProxyPrefix); ok {
