@@ -187,7 +187,6 @@ type parser struct {
 	first  string // the first upstream, whose scheme the others must share
 	scheme upstream.Scheme
 	words  healthWords
-	zeros  map[string]bool // words that were given the value 0
 }
 
 func (p *parser) subdirective() error {
@@ -435,7 +434,7 @@ func (p *parser) otherWord() error {
 
 // duration reads the single argument of a duration option.
 func (p *parser) duration(v *caddy.Duration) error {
-	name, arg, err := p.once(*v != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -458,17 +457,10 @@ func (p *parser) noEffect(why string) {
 
 // durationOrZero reads a duration option of reverse_proxy's whose default is 0, which may be written there.
 func (p *parser) durationOrZero(v *caddy.Duration) error {
-	name := p.Val()
-	if p.zeros[name] {
-		return p.twice(name)
-	}
-	if p.CountRemainingArgs() == 1 && *v == 0 {
+	if p.CountRemainingArgs() == 1 {
 		p.NextArg()
 		if d, err := caddy.ParseDuration(p.Val()); err == nil && d == 0 {
-			if p.zeros == nil {
-				p.zeros = make(map[string]bool)
-			}
-			p.zeros[name] = true
+			*v = 0
 			return nil
 		}
 		p.Prev()
@@ -488,9 +480,6 @@ func orOff[T ~int | ~int64](p *parser, v *T, read func(*T) error) error {
 		name := p.Val()
 		switch p.NextArg(); p.Val() {
 		case "off":
-			if *v != 0 {
-				return p.twice(name)
-			}
 			*v = -1
 			return nil
 		case "0", "0s":
@@ -510,7 +499,7 @@ func (p *parser) integer(v *int) error { return p.wholeNumber(v, "") }
 func (p *parser) percent(v *int) error { return p.wholeNumber(v, "%") }
 
 func (p *parser) wholeNumber(v *int, unit string) error {
-	name, arg, err := p.once(*v != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -523,24 +512,18 @@ func (p *parser) wholeNumber(v *int, unit string) error {
 }
 
 func (p *parser) flag(v *bool) error {
-	name := p.Val()
 	if p.NextArg() {
 		return p.ArgErr()
-	}
-	if *v {
-		return p.Errf("%s is given twice", name)
 	}
 	*v = true
 	return nil
 }
 
-// once reads the single argument of a word that may be given only once.
-func (p *parser) once(given bool) (name, arg string, err error) {
+// one reads the single argument of a word. If a word is given more than once, the last one wins, so that a block can change
+// what a snippet in it has set.
+func (p *parser) one() (name, arg string, err error) {
 	name = p.Val()
 	arg, err = p.single()
-	if err == nil && given {
-		err = p.twice(name)
-	}
 	return name, arg, err
 }
 
@@ -554,7 +537,7 @@ func (p *parser) single() (string, error) {
 }
 
 func (p *parser) twice(name string) error {
-	return p.Errf("%s is given twice; it takes one value", name)
+	return p.Errf("%s is given twice; a handler has one", name)
 }
 
 // Interface guards

@@ -134,9 +134,6 @@ func (p *parser) healthCheck() error {
 	if !p.NextArg() {
 		return p.ArgErr()
 	}
-	if w.kind != "" {
-		return p.Err("health_check is given twice; a handler has one check")
-	}
 	w.kind, w.line = p.Val(), p.Line()
 	switch w.kind {
 	case "off":
@@ -154,7 +151,7 @@ func (p *parser) healthCheck() error {
 }
 
 func (p *parser) healthPort() error {
-	name, arg, err := p.once(p.words.active.Port != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -174,8 +171,6 @@ func (p *parser) healthServices() error {
 	g := &p.words.grpc
 	for _, arg := range args {
 		switch {
-		case arg == "per_rpc" && g.PerRPC:
-			return p.twice("health_services per_rpc")
 		case arg == "per_rpc":
 			g.PerRPC = true
 		case slices.Contains(g.Services, arg):
@@ -208,7 +203,7 @@ func (p *parser) healthHeaders() error {
 
 // healthStatus reads a status, or its class: 200 or 2xx.
 func (p *parser) healthStatus() error {
-	name, arg, err := p.once(p.words.http.ExpectStatus != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -302,9 +297,6 @@ func (p *parser) unhealthyStatus() error {
 
 func (p *parser) slowStart() error {
 	c := p.health()
-	if c.SlowStart != nil {
-		return p.twice("slow_start")
-	}
 	c.SlowStart = new(healthcheck.SlowStart)
 	if !p.NextArg() {
 		return p.ArgErr()
@@ -428,7 +420,7 @@ func (p *parser) outliers(own map[string]func() error, hosts, volume, enforcemen
 }
 
 func (p *parser) oneOf(v *string, values ...string) error {
-	name, arg, err := p.once(*v != "")
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -441,7 +433,7 @@ func (p *parser) oneOf(v *string, values ...string) error {
 
 // number reads a positive number that may have the unit behind it.
 func (p *parser) number(v *float64, unit string) error {
-	name, arg, err := p.once(*v != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}

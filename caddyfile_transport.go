@@ -241,9 +241,7 @@ func (p *parser) tlsWord() (known bool, err error) {
 
 func (p *parser) clientAuth() error {
 	t := p.tls()
-	if t.ClientCertificateAutomate != "" || t.ClientCertificateFile != "" {
-		return p.twice("tls_client_auth")
-	}
+	t.ClientCertificateAutomate, t.ClientCertificateFile, t.ClientCertificateKeyFile = "", "", ""
 	switch args := p.RemainingArgs(); len(args) {
 	case 1:
 		t.ClientCertificateAutomate = args[0]
@@ -278,7 +276,7 @@ func (p *parser) trustPool() error {
 }
 
 func (p *parser) text(v *string) error {
-	_, arg, err := p.once(*v != "")
+	_, arg, err := p.one()
 	if err != nil {
 		return err
 	}
@@ -287,7 +285,7 @@ func (p *parser) text(v *string) error {
 }
 
 func (p *parser) size(v *int64) error {
-	name, arg, err := p.once(*v != 0)
+	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}

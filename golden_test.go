@@ -118,18 +118,17 @@ func indented(t *testing.T, s string) string {
 	return b.String()
 }
 
-// TestOptionsRefuseWrongArguments: every option with one value is refused without one, with two, and in a second line;
-// every duration and number is checked; and every flag is refused with a value and in a second line.
+// TestOptionsRefuseWrongArguments: every option with one value is refused without one and with two; every duration and
+// number is checked; and every flag is refused with a value. In a second line each changes what the first has set.
 func TestOptionsRefuseWrongArguments(t *testing.T) {
 	const (
-		noValue   = "wrong argument count or unexpected line ending after "
-		duration  = "is not a duration"
-		positive  = "is not positive"
-		number    = "is not a positive whole number"
-		givenOnce = "is given twice"
+		noValue  = "wrong argument count or unexpected line ending after "
+		duration = "is not a duration"
+		positive = "is not positive"
+		number   = "is not a positive whole number"
 	)
 	options := map[string]struct{ good, bad, text string }{
-		"lb_retries":           {"2", "many", number},
+		"lb_retries":           {"3", "many", number},
 		"lb_try_duration":      {"3s", "soon", duration},
 		"lb_try_interval":      {"3s", "soon", duration},
 		"max_timeout":          {"3s", "30", duration},
@@ -152,18 +151,37 @@ func TestOptionsRefuseWrongArguments(t *testing.T) {
 		"keepalive":            {"3s", "on", duration},
 		"keepalive_interval":   {"3s", "on", duration},
 	}
+	adapt := func(lines ...string) (string, error) {
+		input := "http://localhost\ngrpc_proxy localhost:50051 {\n\t" + strings.Join(lines, "\n\t") + "\n}\n"
+		raw, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(input), nil)
+		return string(raw), err
+	}
 	refused := func(t *testing.T, text string, lines ...string) {
 		t.Helper()
-		input := "http://localhost\ngrpc_proxy localhost:50051 {\n\t" + strings.Join(lines, "\n\t") + "\n}\n"
-		_, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(input), nil)
+		_, err := adapt(lines...)
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%q: got error %v; want one with %q", lines, err, text)
+		}
+	}
+	lastWins := func(t *testing.T, first, last string) {
+		t.Helper()
+		want, err := adapt(last)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if got, err := adapt(first, last); err != nil || got != want {
+			t.Errorf("%q, then %q: %s (%v), want %s", first, last, got, err, want)
 		}
 	}
 	for word, o := range options {
 		refused(t, noValue+"'"+word+"'", word)
 		refused(t, noValue+"'"+o.good+"'", word+" "+o.good+" "+o.good)
-		refused(t, givenOnce, word+" "+o.good, word+" "+o.good)
+		other := strings.NewReplacer("3", "7", "4", "7", "127", "77", "once", "never", "name", "name7").Replace(o.good)
+		if other == o.good {
+			t.Errorf("%s has no other good value than %s", word, other)
+		}
+		lastWins(t, word+" "+o.good, word+" "+other)
 		if o.bad != "" {
 			refused(t, word+": \""+o.bad+"\"", word+" "+o.bad)
 			refused(t, o.text, word+" "+o.bad)
@@ -171,7 +189,7 @@ func TestOptionsRefuseWrongArguments(t *testing.T) {
 	}
 	for _, word := range []string{"expose_upstream", "verbose_logs", "tls_insecure_skip_verify"} {
 		refused(t, noValue+"'yes'", word+" yes")
-		refused(t, givenOnce, word, word)
+		lastWins(t, word, word)
 	}
 	refused(t, noValue+"'yes'", "tls yes")
 }

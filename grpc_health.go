@@ -80,21 +80,18 @@ func (h *Health) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	for d.NextBlock(0) {
-		switch word := d.Val(); word {
+		switch d.Val() {
 		case "serving_if":
 			args := d.RemainingArgs()
 			if len(args) != 1 {
 				return d.ArgErr()
-			}
-			if h.ServingIf != "" {
-				return d.Errf("%s is given twice; it takes one value", word)
 			}
 			h.ServingIf = args[0]
 			if _, err := parseServingIf(args[0]); err != nil {
 				return d.WrapErr(err)
 			}
 		default:
-			return d.Errf("unrecognized word %q; expected serving_if", word)
+			return d.Errf("unrecognized word %q; expected serving_if", d.Val())
 		}
 	}
 	return nil

@@ -27,6 +27,14 @@ import (
 // Transport says how the upstreams are reached. They always speak HTTP/2: in plaintext with prior knowledge (h2c), or
 // over TLS.
 type Transport struct {
+	// The name of the transport, where a configuration of `reverse_proxy` has it. It can only be `http`, and changes
+	// nothing.
+	Protocol string `json:"protocol,omitempty"`
+
+	// The versions of HTTP, where a configuration of `reverse_proxy` has them. They can only be `h2c` and `2`, and change
+	// nothing: the upstreams' scheme and `tls` say which it is.
+	Versions []string `json:"versions,omitempty"`
+
 	// TLS to the upstreams. An `https://` or `grpcs://` upstream turns it on with these settings or, without any, with
 	// the system's trust store. The server name defaults to the upstream's host.
 	TLS *reverseproxy.TLSConfig `json:"tls,omitempty"`
@@ -138,7 +146,9 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 	if t.TLS == nil && scheme == upstream.SchemeTLS {
 		t.TLS = new(reverseproxy.TLSConfig)
 	}
-	raw, err := json.Marshal(t) // before the CA module is loaded, which takes its configuration away
+	settings := *t
+	settings.Protocol, settings.Versions = "", nil
+	raw, err := json.Marshal(settings) // before the CA module is loaded, which takes its configuration away
 	if err != nil {
 		return cfg, err
 	}
@@ -172,6 +182,14 @@ func (t *Transport) plainPort(e *upstream.Endpoint) bool {
 }
 
 func (t *Transport) validate() error {
+	if t.Protocol != "" && t.Protocol != "http" {
+		return fmt.Errorf("transport.protocol %q cannot carry gRPC; write http, or leave it out", t.Protocol)
+	}
+	for _, v := range t.Versions {
+		if v != "h2c" && v != "2" {
+			return fmt.Errorf("transport.versions has %q; gRPC needs HTTP/2: write h2c (plaintext) or 2 (TLS), or leave it out", v)
+		}
+	}
 	for _, n := range []struct {
 		name  string
 		value int64
