@@ -215,6 +215,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.provisionUpstreams(ctx); err != nil {
 		return err
 	}
+	h.Transport.files.watchExpiry(h.logger)
 	return h.watchServer(ctx)
 }
 
@@ -274,6 +275,9 @@ func (h *Handler) Validate() error {
 // Cleanup gives back what Provision took. RPCs may still be under way, and go on.
 func (h *Handler) Cleanup() error {
 	h.app.leave(h)
+	if h.Transport != nil {
+		h.Transport.files.stop()
+	}
 	if h.cluster != nil {
 		h.cluster.Close()
 	}

@@ -83,6 +83,8 @@ type Transport struct {
 
 	// The largest metadata, in bytes, that an upstream's answer may carry, headers and trailers each. Default: 1 MiB.
 	MaxResponseHeaderSize int64 `json:"max_response_header_size,omitempty"`
+
+	files *tlsFiles
 }
 
 // Resolver names DNS servers.
@@ -157,11 +159,18 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 			return cfg, fmt.Errorf("tls is configured, but the upstreams are plaintext (h2c://); write https://, or remove the tls settings")
 		}
 		cfg.TLSTimeout = time.Duration(t.TLS.HandshakeTimeout)
+		if t.files, err = newTLSFiles(ctx, t.TLS); err != nil {
+			return cfg, fmt.Errorf("tls: %w", err)
+		}
 		if cfg.TLS, err = t.TLS.MakeTLSClientConfig(ctx); err != nil {
 			return cfg, fmt.Errorf("tls: %w", err)
 		}
 		if cfg.TLS == nil {
 			cfg.TLS = new(tls.Config)
+		}
+		if t.files != nil {
+			t.files.cur = cfg.TLS
+			cfg.CurrentTLS = t.files.current
 		}
 	}
 	cfg.Identity = identities.of(raw, cfg.TLS)
@@ -329,16 +338,14 @@ func sameTLS(a, b *tls.Config) bool {
 	if a == nil || b == nil {
 		return a == b
 	}
-	if len(a.Certificates) != len(b.Certificates) || (a.RootCAs == nil) != (b.RootCAs == nil) {
+	if !sameCertificates(a, b) || (a.RootCAs == nil) != (b.RootCAs == nil) {
 		return false
 	}
-	if a.RootCAs != nil && !a.RootCAs.Equal(b.RootCAs) {
-		return false
-	}
-	for i := range a.Certificates {
-		if !slices.EqualFunc(a.Certificates[i].Certificate, b.Certificates[i].Certificate, bytes.Equal) {
-			return false
-		}
-	}
-	return true
+	return a.RootCAs == nil || a.RootCAs.Equal(b.RootCAs)
+}
+
+func sameCertificates(a, b *tls.Config) bool {
+	return slices.EqualFunc(a.Certificates, b.Certificates, func(a, b tls.Certificate) bool {
+		return slices.EqualFunc(a.Certificate, b.Certificate, bytes.Equal)
+	})
 }

@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -35,6 +38,11 @@ var fieldCaddy = []fieldCase{
 		"try_files_in_front",
 		"`try_files` of a web site rewrites every call to /index.html, and the answer said no more than that the path is bad; docs/grpc_proxy.md has a site that works",
 		fieldTryFiles,
+	},
+	{
+		"rotated_files",
+		"client certificate and CA files replaced on disk were used after `caddy reload --force` only, and a resumed session hid a CA that was not trusted any more; docs/grpc_proxy.md, tls_client_auth",
+		fieldRotatedFiles,
 	},
 }
 
@@ -138,4 +146,85 @@ func fieldTryFiles(t *testing.T) {
 		t.Errorf("the web page is %q, %v", page, err)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+func fieldRotatedFiles(t *testing.T) {
+	servers, clients := wiretest.NewCA(t), wiretest.NewCA(t)
+	now := new(atomic.Pointer[tls.Config])
+	now.Store(clients.MutualConfig())
+	now.Load().Certificates = servers.ServerConfig().Certificates
+	b := backendtest.Start(t, backendtest.Options{TLS: &tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return now.Load(), nil },
+	}})
+	dir := t.TempDir()
+	put := func(name string, text []byte) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	show := func(ca *wiretest.CA, name string) (cert, key string) {
+		t.Helper()
+		from, fromKey := ca.PairFiles(ca.ClientCert(name))
+		var paths []string
+		for file, from := range map[string]string{"cert.pem": from, "key.pem": fromKey} {
+			text, err := os.ReadFile(from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			paths = append(paths, put(file, text))
+		}
+		slices.Sort(paths)
+		return paths[0], paths[1]
+	}
+	cert, key := show(clients, "one")
+	ca := put("ca.pem", servers.PEM())
+	p := proxytest.Start(t, proxytest.Options{
+		Site: "grpc_proxy https://" + b.Addr() + " {\n\ttls_trust_pool file " + ca + "\n\ttls_client_auth " + cert + " " + key + "\n}",
+	})
+	c := client(t, p.H2C)
+	call := func() error {
+		_, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty))
+		return err
+	}
+	if err := call(); err != nil {
+		t.Fatal(err)
+	}
+	// The certificates of tests live a day.
+	eventually(t, "the log warns of the client certificate's end", func() bool {
+		for _, l := range p.Log("http.handlers.grpc_proxy") {
+			if l["file"] == cert && l["level"] == "warn" {
+				return true
+			}
+		}
+		return false
+	})
+
+	// All is replaced: the upstream's certificate, its CA, whom it trusts, and what is shown to it.
+	servers2, clients2 := wiretest.NewCA(t), wiretest.NewCA(t)
+	show(clients2, "two")
+	put("ca.pem", servers2.PEM())
+	cfg := clients2.MutualConfig()
+	cfg.Certificates = servers2.ServerConfig().Certificates
+	now.Store(cfg)
+	b.CloseConns()
+	eventually(t, "calls go on without a reload", func() bool { return call() == nil })
+
+	// The upstream's CA is not trusted any more. A session must not hide that.
+	put("ca.pem", wiretest.NewCA(t).PEM())
+	b.CloseConns()
+	untrusted := func() bool {
+		err := call()
+		return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "unknown authority")
+	}
+	eventually(t, "the connections are gone", untrusted)
+	for range 8 {
+		if !untrusted() {
+			t.Fatal("a call was not refused for the unknown authority")
+		}
+	}
+	put("ca.pem", servers2.PEM())
+	eventually(t, "calls go on", func() bool { return call() == nil })
 }

@@ -186,7 +186,7 @@ func (h *HTTP) transport(t *Target) *http.Transport {
 	default:
 		rt.Protocols.SetUnencryptedHTTP2(true)
 	}
-	if c := t.Transport.TLS; c != nil {
+	if c := t.Transport.NowTLS(); c != nil {
 		rt.TLSClientConfig = c.Clone()
 		rt.TLSClientConfig.NextProtos = nil
 		if rt.TLSClientConfig.ServerName == "" {

@@ -27,6 +27,9 @@ type Config struct {
 	// TLS is the client configuration, nil for plaintext. It is cloned; ServerName defaults to the endpoint's host,
 	// NextProtos is always h2.
 	TLS *tls.Config
+	// CurrentTLS, if there is one, is what TLS has become when a connection is made: files may have been replaced. It
+	// returns the same pointer as long as nothing has changed.
+	CurrentTLS func(*zap.Logger) *tls.Config
 	// TLSTimeout bounds the handshake within DialTimeout; 0 means DialTimeout alone does.
 	TLSTimeout time.Duration
 
@@ -80,6 +83,20 @@ const (
 	backoffBase = 100 * time.Millisecond
 	backoffMax  = 10 * time.Second
 )
+
+// NowTLS is the TLS configuration for a connection that is made now, nil for plaintext.
+func (c *Config) NowTLS() *tls.Config {
+	if c.TLS == nil || c.CurrentTLS == nil {
+		return c.TLS
+	}
+	logger := c.Logger
+	if logger == nil {
+		logger = zap.NewNop()
+	}
+	now := c.CurrentTLS(logger).Clone()
+	now.ServerName = c.TLS.ServerName // which is the endpoint's own
+	return now
+}
 
 func orDefault[T comparable](v *T, def T) {
 	var zero T

@@ -66,7 +66,7 @@ func (e *Endpoint) handshake(ctx context.Context, nc net.Conn) (net.Conn, *Error
 		ctx, cancel = context.WithTimeout(ctx, t)
 		defer cancel()
 	}
-	tc := tls.Client(nc, e.tls)
+	tc := tls.Client(nc, e.clientTLS())
 	if err := tc.HandshakeContext(ctx); err != nil {
 		// RFC 7301 section 3.2: no_application_protocol.
 		if alert, ok := tlsAlert(err); ok && alert == "no application protocol" {

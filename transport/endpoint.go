@@ -25,7 +25,10 @@ type Endpoint struct {
 
 	addr upstream.Address
 	cfg  Config
-	tls  *tls.Config
+	tls  struct {
+		mu        sync.Mutex
+		from, cur *tls.Config // cur was made of from
+	}
 	// logger is the running configuration's.
 	logger atomic.Pointer[zap.Logger]
 
@@ -79,17 +82,31 @@ func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 	e.conns.Store(new([]*conn))
 	e.logger.Store(cfg.Logger)
 	e.ctx, e.stop = context.WithCancel(context.Background())
-	if cfg.TLS != nil {
-		e.tls = cfg.TLS.Clone()
-		e.tls.NextProtos = []string{alpn}
-		if e.tls.ServerName == "" {
-			e.tls.ServerName = addr.Host()
-		}
-		if e.tls.ClientSessionCache == nil {
-			e.tls.ClientSessionCache = tls.NewLRUClientSessionCache(4)
-		}
-	}
 	return e
+}
+
+// clientTLS is the configuration for a handshake that begins now. Sessions of one before are not resumed: what they rest on
+// may not be trusted any more, and a resumed session is not verified again.
+func (e *Endpoint) clientTLS() *tls.Config {
+	e.tls.mu.Lock()
+	defer e.tls.mu.Unlock()
+	from := e.cfg.TLS
+	if e.cfg.CurrentTLS != nil {
+		from = e.cfg.CurrentTLS(e.logger.Load())
+	}
+	if e.tls.cur != nil && e.tls.from == from {
+		return e.tls.cur
+	}
+	c := from.Clone()
+	c.NextProtos = []string{alpn}
+	if c.ServerName = e.cfg.TLS.ServerName; c.ServerName == "" {
+		c.ServerName = e.addr.Host()
+	}
+	if c.ClientSessionCache == nil {
+		c.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+	}
+	e.tls.from, e.tls.cur = from, c
+	return c
 }
 
 // Address is the endpoint's address as it is logged.
@@ -100,7 +117,7 @@ func (e *Endpoint) SetLogger(l *zap.Logger) { e.logger.Store(l) }
 
 // Scheme is what :scheme must say on the endpoint's connections: https or http.
 func (e *Endpoint) Scheme() string {
-	if e.tls != nil {
+	if e.cfg.TLS != nil {
 		return "https"
 	}
 	return "http"

@@ -3,8 +3,12 @@ package transport
 import (
 	"crypto/tls"
 	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -32,6 +36,48 @@ func TestTLSResumption(t *testing.T) {
 	}
 	if p := second.TLS().NegotiatedProtocol; p != "h2" {
 		t.Fatalf("protocol %q", p)
+	}
+}
+
+// TestTLSNoResumptionAcrossChange: when what a connection rests on has changed, a session of before is not resumed: a resumed
+// one would not be verified again.
+func TestTLSNoResumptionAcrossChange(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	ca, other := wiretest.NewCA(t), wiretest.NewCA(t)
+	l, accepted := listen(t, wiretest.Options{TLS: ca.ServerConfig()})
+	var now atomic.Pointer[tls.Config]
+	now.Store(ca.ClientConfig())
+	e := endpoint(t, l.Addr(), Config{TLS: now.Load(), CurrentTLS: func(*zap.Logger) *tls.Config { return now.Load() }})
+	_, b := open(t, e)
+	c := <-accepted
+	id := c.ExpectHeaders().Stream
+	answer(c, id)
+	wantEnd(t, b) // so that the session ticket, which came before, was read
+	c.WriteGoAway(id, h2.NoError, "")
+	// leave ends a used connection; the next one is made at once.
+	leave := func(resumed bool) {
+		t.Helper()
+		c = <-accepted
+		if got := c.TLS().DidResume; got != resumed {
+			t.Errorf("resumed: %v, want %v", got, resumed)
+		}
+		_, b := open(t, e)
+		id := c.ExpectHeaders().Stream
+		answer(c, id)
+		wantEnd(t, b)
+	}
+	leave(true)
+	now.Store(ca.ClientConfig())
+	c.WriteGoAway(3, h2.NoError, "")
+	leave(false)
+	c.WriteGoAway(3, h2.NoError, "")
+	leave(true)
+	now.Store(other.ClientConfig())
+	c.WriteGoAway(3, h2.NoError, "")
+	c.ExpectClosed()
+	_, terr := e.Open(patient, request(), true, h2.NewBlocking())
+	if terr == nil || terr.Kind != KindTLS && terr.Kind != KindBackoff || !strings.Contains(terr.Text(), "unknown authority") {
+		t.Errorf("error %v, want one of an unknown authority", terr)
 	}
 }
 
