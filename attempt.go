@@ -109,7 +109,7 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	x.call.Result.Upstream = a.end.Address()
 
 	fields := fieldLists.Get().(*[]h2.Field)
-	*fields = x.appendFields((*fields)[:0], a.end)
+	*fields = x.appendFields((*fields)[:0], a)
 	defer putFields(fields)
 
 	stream, err := a.end.For(x.call.ClientIP).Open(x, *fields, false, a)
@@ -333,8 +333,29 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	return x.begin()
 }
 
-// appendFields builds the header block for an attempt: gRPC over HTTP/2, "Requests".
-func (x *exchange) appendFields(f []h2.Field, end *transport.Endpoint) []h2.Field {
+// callFields are the fields of gRPC's Call-Definition that the proxy passes on as they are, in the order of gRPC over HTTP/2,
+// "Requests". They stand before the metadata.
+var callFields = [...]struct{ lower, canonical string }{
+	{"grpc-message-type", "Grpc-Message-Type"},
+	{"grpc-encoding", "Grpc-Encoding"},
+	{"grpc-accept-encoding", "Grpc-Accept-Encoding"},
+	{"user-agent", "User-Agent"},
+}
+
+// ofCall tells the fields that appendFields has put in front already.
+func ofCall(canonical string) bool {
+	switch canonical {
+	case "Content-Type", "Grpc-Timeout", "Grpc-Message-Type", "Grpc-Encoding", "Grpc-Accept-Encoding", "User-Agent":
+		return true
+	}
+	return false
+}
+
+// appendFields builds the header block for an attempt: gRPC over HTTP/2, "Requests → Request-Headers", "Request-Headers →
+// Call-Definition *Custom-Metadata". All of it is legal, whatever the client sent: a server may close the connection for
+// what is not, with everybody's calls on it. The same call has the same block each time, so that a fault that hangs on the
+// order can be found.
+func (x *exchange) appendFields(f []h2.Field, a *attempt) []h2.Field {
 	header, host := x.r.Header, x.r.Host
 	fwd := x.forwarded
 	if ops := x.h.Headers; ops != nil && ops.Request != nil {
@@ -343,22 +364,38 @@ func (x *exchange) appendFields(f []h2.Field, end *transport.Endpoint) []h2.Fiel
 		ops.Request.ApplyToRequest(r)
 		header, host, fwd = r.Header, r.Host, forwarded{}
 	}
+	if !validAuthority(host) {
+		host = authority(a.endpoint())
+	}
 	f = append(f,
 		h2.Field{Name: ":method", Value: http.MethodPost},
-		h2.Field{Name: ":scheme", Value: end.Scheme()},
-		h2.Field{Name: ":path", Value: x.r.URL.RequestURI()},
-		h2.Field{Name: ":authority", Value: fieldText(host)},
+		h2.Field{Name: ":scheme", Value: a.end.Scheme()},
+		h2.Field{Name: ":path", Value: pathField(x.r.URL)},
+		h2.Field{Name: ":authority", Value: host},
 		// "te: trailers" detects incompatible proxies; gRPC requires it.
 		h2.Field{Name: "te", Value: "trailers"},
 	)
+	// Also where a client of HTTP/1 lists it in Connection: it is what makes the request a call.
+	if f = appendField(f, "Content-Type", header["Content-Type"]); len(header["Content-Type"]) == 0 {
+		f = appendField(f, "Content-Type", x.r.Header["Content-Type"])
+	}
 	if d := x.call.Deadline; !d.IsZero() {
 		// gRFC A31 and PROTOCOL-HTTP2.md: the next hop gets the time that remains.
 		f = append(f, h2.Field{Name: "grpc-timeout", Value: grpcwire.FormatTimeout(time.Until(d))})
 	}
-	rewritten := fwd != (forwarded{})
 	options := connectionOptions(header)
+	for _, c := range callFields {
+		if values := header[c.canonical]; len(values) > 0 && !slices.Contains(options, c.canonical) {
+			f = append(f, h2.Field{Name: c.lower, Value: fieldText(values[0])})
+			for _, v := range values[1:] {
+				f = append(f, h2.Field{Name: c.lower, Value: fieldText(v)})
+			}
+		}
+	}
+	metadata := len(f)
+	rewritten := fwd != (forwarded{})
 	for name, values := range header {
-		if name == "Grpc-Timeout" || rewritten && isForwardedName(name) || slices.Contains(options, name) {
+		if ofCall(name) || rewritten && isForwardedName(name) || slices.Contains(options, name) {
 			continue
 		}
 		f = appendField(f, name, values)
@@ -374,16 +411,18 @@ func (x *exchange) appendFields(f []h2.Field, end *transport.Endpoint) []h2.Fiel
 			f = append(f, v)
 		}
 	}
+	// Stable: values of one name keep their order. Names that differ in case only are one.
+	slices.SortStableFunc(f[metadata:], func(a, b h2.Field) int { return strings.Compare(a.Name, b.Name) })
 	return f
 }
 
-// requestTrailers are what an HTTP client sent after the body. gRPC has no use for them, but they are not ours to drop.
-func requestTrailers(r *http.Request) []h2.Field {
-	var f []h2.Field
-	for name, values := range r.Trailer {
-		f = appendField(f, name, values)
+// endpoint is what the source says of the attempt's endpoint.
+func (a *attempt) endpoint() *upstream.Endpoint {
+	s := a.view.Snapshot
+	if n := len(s.Endpoints); a.index >= n {
+		return &s.Draining[a.index-n]
 	}
-	return f
+	return &s.Endpoints[a.index]
 }
 
 // RecvHead takes the response head.

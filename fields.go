@@ -2,6 +2,7 @@ package grpcproxy
 
 import (
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 
@@ -134,6 +135,72 @@ func copyFields(dst http.Header, prefix string, fields []h2.Field) {
 		n := len(values)
 		dst[key] = values[n-1 : n : n]
 	}
+}
+
+// pathField is what :path says (RFC 9113 section 8.3.1: path and query of the target). net/url makes the path fit to be sent,
+// but leaves the query alone, in which clients and handlers in front may have put anything.
+func pathField(u *url.URL) string {
+	p := u.RequestURI()
+	for i := range len(p) {
+		if mustEscape(p, i) {
+			return escapePath(p)
+		}
+	}
+	return p
+}
+
+// mustEscape tells bytes that RFC 3986 allows in neither path nor query. Brackets are not among them, as in net/url.
+func mustEscape(p string, i int) bool {
+	switch c := p[i]; c {
+	case '"', '#', '<', '>', '\\', '^', '`', '{', '|', '}':
+		return true
+	case '%':
+		return i+2 >= len(p) || !isHex(p[i+1]) || !isHex(p[i+2])
+	default:
+		return c <= ' ' || c >= 0x7f
+	}
+}
+
+func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f' }
+
+func escapePath(p string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(p) {
+		if c := p[i]; mustEscape(p, i) {
+			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// validAuthority tells what :authority can say (RFC 9113 section 8.3.1: host and port, without userinfo; RFC 3986 section 3.2)
+// from what servers take for a malformed request.
+func validAuthority(s string) bool {
+	host, port, more := strings.Cut(s, ":")
+	colons := false
+	if strings.HasPrefix(s, "[") {
+		end := strings.IndexByte(s, ']')
+		if end < 0 || end+1 < len(s) && s[end+1] != ':' {
+			return false
+		}
+		host, colons = s[1:end], true
+		_, port, more = strings.Cut(s[end:], ":")
+	}
+	for i := range len(host) {
+		switch c := host[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case strings.IndexByte("-._~!$&'()*+,;=%", c) >= 0, colons && c == ':':
+		default:
+			return false
+		}
+	}
+	if more && strings.Trim(port, "0123456789") != "" {
+		return false
+	}
+	return host != ""
 }
 
 func fieldValue(fields []h2.Field, name string) (string, bool) {

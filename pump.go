@@ -46,7 +46,6 @@ type sender struct {
 	// committed is set by the responder, which must not wait for mu: a pump that is blocked by flow control holds it.
 	committed atomic.Bool
 	eof       bool
-	trailers  []h2.Field
 	stopped   bool
 	framing   grpcwire.Framing
 	// full: the last read took all the space there was. quiet counts the reads since then that a first chunk had
@@ -194,9 +193,6 @@ func (s *sender) push(n int, eof bool) bool {
 		s.att.worked(s.framing.Messages()-before, n)
 	}
 	s.eof = eof
-	if eof {
-		s.trailers = requestTrailers(s.x.r)
-	}
 	if s.stopped {
 		return false
 	}
@@ -212,7 +208,10 @@ func (s *sender) flowLocked(mayBlock bool) bool {
 		return true
 	}
 	p := s.buf[a.sent-s.start:]
-	end := s.eof && len(s.trailers) == 0
+	// What the client sent after the body goes no further. gRPC over HTTP/2: "Request → Request-Headers
+	// *Length-Prefixed-Message EOS". Servers take a second HEADERS of a request for a violation, and close the connection that
+	// all clients share. Where nothing is left to be sent, an empty DATA frame carries the end.
+	end := s.eof
 	first := a.sent == 0
 	if len(p) > 0 || end {
 		n, err := a.stream.TryWrite(p, end)
@@ -228,12 +227,6 @@ func (s *sender) flowLocked(mayBlock bool) bool {
 		a.asked()
 		if err != nil {
 			s.att = nil // the responder hears of it from the stream, and decides
-			return true
-		}
-	}
-	if s.eof && !end {
-		if err := a.stream.WriteHeaders(s.trailers, true); err != nil {
-			s.att = nil
 			return true
 		}
 	}

@@ -37,7 +37,7 @@ func TestWireRequestHead(t *testing.T) {
 		"user-agent", "grpc-go/1.80", "grpc-encoding", "gzip", "grpc-accept-encoding", "gzip,identity",
 		"x-many", "b", "x-many", "a", "x-many", "b", "x-data-bin", "AP8=", "x-data-bin", "AP8,AQI", "x-empty", "",
 		"authorization", "Bearer t", "cookie", "a=1", "accept-encoding", "identity", "x-latin", "caf\xe9",
-		"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "grpc-trace-bin", "AAAB",
+		"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "grpc-trace-bin", "AAAB", "grpc-timeout", "99999999H",
 	)...))
 	want := wiretest.Fields(":method", "POST", ":scheme", "http", ":path", "/pkg.v1.Service/Do%20It?q=1", ":authority", r.H2C,
 		"content-type", "application/grpc", "te", "trailers",
@@ -45,7 +45,19 @@ func TestWireRequestHead(t *testing.T) {
 		"x-many", "b", "x-many", "a", "x-many", "b", "x-data-bin", "AP8=", "x-data-bin", "AP8,AQI", "x-empty", "",
 		"authorization", "Bearer t", "cookie", "a=1", "accept-encoding", "identity", "x-latin", "caf\xe9",
 		"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "grpc-trace-bin", "AAAB")
-	sameFields(t, without(req.Fields, "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"), want)
+	sameFields(t, without(req.Fields, "grpc-timeout", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"), want)
+	// "Request-Headers → Call-Definition *Custom-Metadata": what servers look at first stands in front, and the rest in an order
+	// that is the same each time.
+	var names []string
+	for _, f := range req.Fields {
+		if len(names) == 0 || names[len(names)-1] != f.Name {
+			names = append(names, f.Name)
+		}
+	}
+	if got := strings.Join(names, " "); got != ":method :scheme :path :authority te content-type grpc-timeout grpc-encoding grpc-accept-encoding user-agent "+
+		"accept-encoding authorization cookie grpc-trace-bin traceparent via x-data-bin x-empty x-forwarded-for x-forwarded-host x-forwarded-proto x-latin x-many" {
+		t.Errorf("order %s", got)
+	}
 	// RFC 9113 section 8.3: "All pseudo-header fields MUST appear … before all regular field lines."
 	last := slices.IndexFunc(req.Fields, func(f hpack.HeaderField) bool { return !f.IsPseudo() })
 	if i := slices.IndexFunc(req.Fields[last:], hpack.HeaderField.IsPseudo); i >= 0 {
@@ -83,6 +95,21 @@ func TestWireRequestAuthority(t *testing.T) {
 		fields[3].Value = "api.example.com:8443"
 		if got := r.request(fields).Get(":authority"); got != "api.example.com:8443" {
 			t.Errorf(":authority %q", got)
+		}
+	})
+	// RFC 9113 section 8.3.1 and RFC 9110 section 4.2: neither an empty one nor one with a blank names a server.
+	t.Run("none", func(t *testing.T) {
+		r := newRig(t, rigOptions{})
+		if got := r.request(without(r.client.Request(wirePath), ":authority")).Get(":authority"); got != r.ups[0].Addr() {
+			t.Errorf(":authority %q, want the upstream's own", got)
+		}
+	})
+	t.Run("none that can be sent", func(t *testing.T) {
+		r := newRig(t, rigOptions{Block: "header_up Host {http.request.header.x-host}"})
+		for sent, want := range map[string]string{"": r.ups[0].Addr(), "a b": r.ups[0].Addr(), "a:1": "a:1"} {
+			if got := r.request(r.client.Request(wirePath, "x-host", sent)).Get(":authority"); got != want {
+				t.Errorf(":authority %q of Host %q, want %q", got, sent, want)
+			}
 		}
 	})
 	t.Run("header_up Host", func(t *testing.T) {

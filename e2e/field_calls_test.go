@@ -1,4 +1,99 @@
 package e2e
 
+import (
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+)
+
 // fieldCalls are faults of requests, answers and statuses.
-var fieldCalls = []fieldCase{}
+var fieldCalls = []fieldCase{
+	{
+		name:   "what a client sends closes no shared connection",
+		origin: "request trailers were passed on, and grpc-go, nginx and HAProxy closed the connection of all clients; gRPC over HTTP/2, \"Requests\"",
+		run:    illegalRequests,
+	},
+}
+
+// illegalRequests: whatever one client sends, another one's stream on the same connection to a real server lives on.
+func illegalRequests(t *testing.T) {
+	realUpstreams(t, func(t *testing.T, s *shared) {
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + s.addr})
+		other := standBy(within(t, 20*time.Second), t, p.H2C)
+		path := kinds[0].path()
+		message := wiretest.Message(nil)
+		attack := func(what string, send func(c *wiretest.Conn, fields []hpack.HeaderField) (id uint32), more ...string) {
+			t.Helper()
+			c := wiretest.Dial(t, p.H2C, nil)
+			fields := c.Request(path)
+			for i := 0; i < len(more); i += 2 {
+				if strings.HasPrefix(more[i], ":") {
+					for j := range fields {
+						if fields[j].Name == more[i] {
+							fields[j].Value = more[i+1]
+						}
+					}
+					continue
+				}
+				fields = append(fields, hpack.HeaderField{Name: more[i], Value: more[i+1]})
+			}
+			id := send(c, fields)
+			c.Expect("an answer, or the end", func(f wiretest.Frame) bool {
+				return f.Type == http2.FrameGoAway || f.Stream == id && (f.EndStream() || f.Type == http2.FrameRSTStream)
+			})
+			other.check(what)
+		}
+		trailers := func(c *wiretest.Conn, fields []hpack.HeaderField) uint32 {
+			id := c.Open(fields, false)
+			c.WriteData(id, message, false)
+			c.WriteHeaders(id, wiretest.Fields("x-sum", "1"), true)
+			return id
+		}
+		whole := func(c *wiretest.Conn, fields []hpack.HeaderField) uint32 {
+			id := c.Open(fields, false)
+			c.WriteData(id, message, true)
+			return id
+		}
+		for range 6 {
+			attack("trailers", trailers)
+		}
+		attack("trailers that were announced", trailers, "trailer", "x-sum")
+		attack("an empty :authority", whole, ":authority", "")
+		attack("a query of anything", whole, ":path", path+"?\xff <>#%|")
+		attack("a path of anything", whole, ":path", "//a b/\xff")
+		attack("names of one connection", whole, "proxy-authorization", "Basic x", "alt-svc", "clear", "trailer", "te")
+		attack("bytes in a value", whole, "x-latin", "\xff\xfe\t\xe9")
+		attack("every character of names", whole, "x!#$%&'*+.^_`|~9", "1")
+		attack("a content-length that is too large", whole, "content-length", "1000")
+		attack("a content-length that is too small", whole, "content-length", "1")
+		attack("crumbs of cookies", whole, "cookie", "a=1", "cookie", "b=2")
+		attack("two user agents", whole, "user-agent", "a", "user-agent", "b")
+		attack("an odd content-type", whole, "content-type", "application/grpc")
+		attack("a malformed timeout", whole, "grpc-timeout", "5 S")
+		attack("bytes that are no message", func(c *wiretest.Conn, fields []hpack.HeaderField) uint32 {
+			id := c.Open(fields, false)
+			c.WriteData(id, []byte{9, 9}, true)
+			return id
+		})
+
+		nc := wiretest.DialRaw(t, p.H2C)
+		_ = nc.SetDeadline(time.Now().Add(timeout))
+		fmt.Fprintf(nc, "POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nConnection: close, content-type\r\n"+
+			"Transfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n5\r\n%s\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n", path, message)
+		if answer, err := io.ReadAll(nc); err != nil || !strings.Contains(string(answer), "200 OK") {
+			t.Errorf("HTTP/1.1 got %q, %v", answer, err)
+		}
+		other.check("trailers of HTTP/1.1")
+		if made, closed := s.made.Load(), s.closed.Load(); made != 1 || closed != 0 {
+			t.Errorf("%d connections to the upstream, %d closed by it; want 1 and none", made, closed)
+		}
+	})
+}

@@ -39,6 +39,8 @@ type Options struct {
 	HoldWindows bool
 	// DiscardData does not keep what is in DATA frames, for tests that move a lot; [Frame.Length] tells how much.
 	DiscardData bool
+	// Inspect is shown each frame as it comes, header blocks whole, on the connection's reading goroutine.
+	Inspect func(*Conn, Frame)
 }
 
 func pick(opts []Options) Options {

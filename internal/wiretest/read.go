@@ -115,6 +115,11 @@ func (r *reader) fragment(f Frame, p []byte, last bool) error {
 // deliver makes frames known to the test.
 func (r *reader) deliver(frames ...Frame) {
 	c := r.c
+	if c.opts.Inspect != nil {
+		for _, f := range frames {
+			c.opts.Inspect(c, f)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range frames {
