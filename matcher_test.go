@@ -38,7 +38,7 @@ func TestMatchGRPC(t *testing.T) {
 		},
 		{
 			"service", "grpc pkg.Svc",
-			[]*http.Request{grpcRequest("/pkg.Svc/Do"), grpcRequest("/pkg.Svc/Other")},
+			[]*http.Request{grpcRequest("/pkg.Svc/Do"), grpcRequest("/pkg.Svc/Other"), grpcRequest("//pkg.Svc/Do"), grpcRequest("/pkg.Svc//Do"), grpcRequest("/pkg.Svc/")},
 			[]*http.Request{grpcRequest("/pkg.Svc2/Do"), grpcRequest("/pkg.Sv/Do"), grpcRequest("/PKG.SVC/Do"), grpcRequest("/a/pkg.Svc/Do"), grpcRequest("/pkg.Svc"), grpcRequest("/")},
 		},
 		{
@@ -53,7 +53,7 @@ func TestMatchGRPC(t *testing.T) {
 		},
 		{
 			"method of a service", "grpc pkg.Svc/Do",
-			[]*http.Request{grpcRequest("/pkg.Svc/Do")},
+			[]*http.Request{grpcRequest("/pkg.Svc/Do"), grpcRequest("//pkg.Svc/Do"), grpcRequest("/pkg.Svc//Do")},
 			[]*http.Request{grpcRequest("/pkg.Svc/Do2"), grpcRequest("/pkg.Svc/do"), grpcRequest("/pkg.Other/Do")},
 		},
 		{

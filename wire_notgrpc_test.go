@@ -60,14 +60,53 @@ func TestWireNotGRPC(t *testing.T) {
 	}
 }
 
-// A path that names no method is answered here: no upstream could make sense of it.
+// A path without a second slash names no method, and is answered here: grpc-go's server calls that a "malformed method name".
 func TestWireBadPath(t *testing.T) {
 	r := newRig(t, rigOptions{})
-	for _, path := range []string{"/", "/method", "/service/", "//method"} {
+	for _, path := range []string{"/", "/method", "/method?a=/b"} {
 		r.run(path, func(_ *testing.T, r *rig) {
 			fields := r.client.Request(path)
 			c := &rpc{r: r, client: r.client, id: r.client.Open(fields, true)}
 			r.checkFailure(c.result(), failure{code: codes.Unimplemented, reason: "MALFORMED_PATH", attempts: -1, says: []string{"path"}})
+		})
+	}
+}
+
+// Every other path is the upstream's to judge, and reaches it as the client sent it. What it is called in the log, and what
+// rules are about, is the same for all spellings of a method.
+func TestWireOddPaths(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: `route {
+		@admin grpc admin.Svc
+		grpc_respond @admin PERMISSION_DENIED
+		grpc_proxy UPSTREAMS
+	}`, AccessLog: true}})
+	for _, tt := range []struct{ path, service, method string }{
+		{"//pkg.Svc/M", "pkg.Svc", "M"},
+		{"/pkg.Svc//M", "pkg.Svc", "M"},
+		{"///a/b//M", "a/b", "M"},
+		{"/a.B/", "a.B", ""},
+		{"//method", "", "method"},
+		{"//", "", ""},
+		{"/a/b/c/M?x=//y", "a/b/c", "M"},
+		{"/xadmin.Svc/M", "xadmin.Svc", "M"},
+	} {
+		r.run(tt.path, func(t *testing.T, r *rig) {
+			before := len(r.Log("http.log.access"))
+			if got := r.request(r.client.Request(tt.path)).Get(":path"); got != tt.path {
+				t.Errorf(":path %q", got)
+			}
+			eventually(t, "the log line", func() bool { return len(r.Log("http.log.access")) > before })
+			if line := r.Log("http.log.access")[before]; line["grpc_service"] != tt.service || line["grpc_method"] != tt.method {
+				t.Errorf("the log has service %q, method %q", line["grpc_service"], line["grpc_method"])
+			}
+		})
+	}
+	for _, path := range []string{"/admin.Svc/M", "//admin.Svc/M", "/admin.Svc//M", "///admin.Svc///M", "/admin%2eSvc/M"} {
+		r.run(path, func(t *testing.T, r *rig) {
+			c := &rpc{r: r, client: r.client, id: r.client.Open(r.client.Request(path), true)}
+			if got := c.result().Get("grpc-status"); got != "7" {
+				t.Errorf("grpc-status %q, want 7: the rule for admin.Svc is passed by", got)
+			}
 		})
 	}
 }

@@ -67,16 +67,15 @@ func cutPrefixFold(s, prefix string) (after string, ok bool) {
 }
 
 // SplitMethod splits the :path of a call, "/{service}/{method}", at its last slash: a service may contain slashes,
-// a method does not (as in grpc-go). It is false if one of the two is missing or empty, or the first slash is.
+// a method does not (as in grpc-go). Slashes at the ends of the service do not belong to it, so that //pkg.Service/Method,
+// which servers may take for the same method, is the same here. It is false if the path has no second slash; what stands
+// around it may be empty.
 //
 // PROTOCOL-HTTP2: "Path → ":path" "/" Service-Name "/" {method name}".
 func SplitMethod(path string) (service, method string, ok bool) {
-	if path == "" || path[0] != '/' {
-		return "", "", false
-	}
 	i := strings.LastIndexByte(path, '/')
-	if i <= 1 || i == len(path)-1 {
+	if i < 1 || path[0] != '/' {
 		return "", "", false
 	}
-	return path[1:i], path[i+1:], true
+	return strings.Trim(path[1:i], "/"), path[i+1:], true
 }
