@@ -145,7 +145,10 @@ func (x *exchange) wireStatus(header http.Header, prefix string, fields []h2.Fie
 	r := &x.call.Result
 	value, ok := fieldValue(fields, "grpc-status")
 	code, valid := grpcwire.ParseStatus(value)
-	switch {
+	switch values := header[prefix+"Grpc-Status"]; {
+	case len(values) > 1:
+		// Clients differ in which one they read.
+		x.repair(header, prefix, reasonBadStatus, "several grpc-status from the upstream: "+strconv.Quote(strings.Join(values, ", ")))
 	case !ok:
 		x.repair(header, prefix, reasonNoStatus, "the upstream's trailers carry no grpc-status")
 	case !valid:

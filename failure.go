@@ -34,6 +34,7 @@ const (
 	reasonHTTPStatus        = "UPSTREAM_HTTP_STATUS"
 	reasonNotGRPC           = "UPSTREAM_NOT_GRPC"
 	reasonNoTrailers        = "UPSTREAM_NO_TRAILERS"
+	reasonIncomplete        = "UPSTREAM_INCOMPLETE_MESSAGE"
 	reasonNoStatus          = "UPSTREAM_NO_STATUS"
 	reasonBadStatus         = "UPSTREAM_MALFORMED_STATUS"
 	reasonDeadline          = "DEADLINE_AT_PROXY"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -41,8 +42,6 @@ type answer struct {
 	httpStatus  int
 	contentType string
 	excerpt     []byte
-	head        []h2.Field
-	headStatus  string // grpc-status in the head, if there
 }
 
 // respond carries the answer to the client, up to the call's end.
@@ -170,16 +169,14 @@ func (x *exchange) relayHead(ans *answer, ev event) (done bool, f *failure) {
 	status, _ := fieldValue(ev.head, ":status")
 	ans.httpStatus, _ = strconv.Atoi(status)
 	ans.contentType, _ = fieldValue(ev.head, "content-type")
-	ans.head = ev.head
-	ans.headStatus, _ = fieldValue(ev.head, "grpc-status")
 	isGRPC := ans.httpStatus == http.StatusOK && grpcwire.ContentKind(ans.contentType) == grpcwire.GRPC
 
 	switch {
-	case ev.headEnd && (isGRPC || ans.headStatus != ""):
+	case ev.headEnd && (isGRPC || saysFailure(ev.head)):
 		x.writeTrailersOnly(ev.head)
 		return true, nil
 	case isGRPC:
-		x.writeHead(ev.head)
+		x.writeHead(withoutStatus(ev.head))
 		return false, nil
 	case ev.headEnd:
 		return true, fromHTTP(ans.httpStatus, ans.contentType, nil, x.call.Result.Upstream)
@@ -187,6 +184,27 @@ func (x *exchange) relayHead(ans *answer, ev event) (done bool, f *failure) {
 	ans.foreign = true
 	time.AfterFunc(excerptTime, x.enough)
 	return false, nil
+}
+
+// saysFailure tells whether the end of an answer that is not gRPC has a status that counts. OK is none: what came with it, or
+// should have, is not for a gRPC client to read, and without it the call has not succeeded.
+func saysFailure(fields []h2.Field) bool {
+	v, ok := fieldValue(fields, "grpc-status")
+	if !ok {
+		return false
+	}
+	code, valid := grpcwire.ParseStatus(v)
+	return !valid || code != grpcwire.OK
+}
+
+// withoutStatus takes the status out of a head that does not end its stream: there it does not count, and a client that reads
+// it all the same must not take it for the call's.
+func withoutStatus(head []h2.Field) []h2.Field {
+	return slices.DeleteFunc(head, func(f h2.Field) bool { return isStatusField(f.Name) })
+}
+
+func isStatusField(name string) bool {
+	return name == "grpc-status" || name == "grpc-message" || name == "grpc-status-details-bin"
 }
 
 // enough ends the reading of an answer that is not gRPC, whose body may never end.
@@ -237,43 +255,31 @@ func (x *exchange) relayEnd(ans *answer, trailers []h2.Field) *failure {
 		return x.relayForeign(ans, trailers)
 	}
 	if trailers == nil {
-		if ans.headStatus != "" {
-			x.writeTrailers(statusFields(ans.head))
-			return nil
-		}
-		return &failure{
-			code: grpcwire.Internal, reason: reasonNoTrailers, message: "the upstream closed the stream without sending trailers",
-			endedBy: call.EndedByUpstream, source: call.SourceProxy, endpoint: x.call.Result.Upstream,
-		}
+		return x.incomplete(reasonNoTrailers, "the upstream closed the stream without sending trailers")
+	}
+	if !x.framing.AtBoundary() && !x.framing.Bad() && !saysFailure(trailers) {
+		return x.incomplete(reasonIncomplete, "the upstream's answer ends inside a message")
 	}
 	x.writeTrailers(trailers)
 	return nil
 }
 
+// incomplete is an answer of which something is missing, whatever its status.
+func (x *exchange) incomplete(reason, message string) *failure {
+	return &failure{
+		code: grpcwire.Internal, reason: reason, message: message,
+		endedBy: call.EndedByUpstream, source: call.SourceProxy, endpoint: x.call.Result.Upstream,
+	}
+}
+
 // relayForeign ends an answer that is not gRPC. Only without grpc-status the HTTP status counts
-// (http-grpc-status-mapping.md); the order is trailers, head, HTTP status.
+// (http-grpc-status-mapping.md).
 func (x *exchange) relayForeign(ans *answer, trailers []h2.Field) *failure {
-	if _, ok := fieldValue(trailers, "grpc-status"); ok {
+	if saysFailure(trailers) {
 		x.writeTrailersOnly(trailers)
 		return nil
 	}
-	if ans.headStatus != "" {
-		x.writeTrailersOnly(ans.head)
-		return nil
-	}
 	return fromHTTP(ans.httpStatus, ans.contentType, ans.excerpt, x.call.Result.Upstream)
-}
-
-// statusFields are the fields of a response head that belong to its status.
-func statusFields(head []h2.Field) []h2.Field {
-	var out []h2.Field
-	for _, f := range head {
-		switch f.Name {
-		case "grpc-status", "grpc-message", "grpc-status-details-bin":
-			out = append(out, f)
-		}
-	}
-	return out
 }
 
 // retryOrFail handles the end of an attempt before the call was committed.

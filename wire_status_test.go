@@ -3,6 +3,7 @@ package grpcproxy_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,15 +47,137 @@ func TestWireNoTrailers(t *testing.T) {
 			t.Errorf("frames %s, want a reset", h.Sequence())
 		}
 	})
-	// Then the status in the head is the only one there is, and it counts: "grpc-status (headers or trailers)".
-	r.run("grpc-status in the head", func(t *testing.T, r *rig) {
+	// A status in a head that does not end the stream never counts, not even as the only one there is: else an answer that was cut
+	// would be OK.
+	for _, status := range []string{"0", "5"} {
+		r.run("grpc-status "+status+" in the head", func(t *testing.T, r *rig) {
+			c := r.unary()
+			c.head("grpc-status", status, "grpc-message", "gone", "x-lead", "1")
+			c.message("response")
+			c.up.WriteData(c.sid, nil, true)
+			h := c.result()
+			sameFields(t, h.Head, wiretest.Head("x-lead", "1"))
+			r.checkTrailers(h, "HEADERS DATA HEADERS+END_STREAM", want)
+		})
+	}
+	r.run("grpc-status in the head, trailers without", func(t *testing.T, r *rig) {
 		c := r.unary()
-		c.head("grpc-status", "5", "grpc-message", "gone")
+		c.head("grpc-status", "0")
 		c.message("response")
-		c.up.WriteData(c.sid, nil, true)
+		c.up.WriteHeaders(c.sid, nil, true)
+		r.checkTrailers(c.result(), "HEADERS DATA HEADERS+END_STREAM", failure{code: codes.Unknown, reason: "UPSTREAM_NO_STATUS"})
+	})
+	r.run("grpc-status in both", func(t *testing.T, r *rig) {
+		c := r.unary()
+		c.head("grpc-status", "0", "grpc-message", "fine", "grpc-status-details-bin", "CAA")
+		c.message("response")
+		c.trailers("grpc-status", "9", "grpc-message", "not fine")
 		h := c.result()
-		if h.Get("grpc-status") != "5" || h.Get("grpc-message") != "gone" {
-			t.Errorf("trailers %v of %s", h.Trailers, h.Sequence())
+		sameFields(t, h.Head, wiretest.Head())
+		sameFields(t, h.Trailers, wiretest.Fields("grpc-status", "9", "grpc-message", "not fine"))
+	})
+}
+
+// An answer of which something is lost on the way is never OK, whatever status stands at its end.
+func TestWireNoFalseOK(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	message := wiretest.Message([]byte("response"))
+	for _, ct := range []string{"", "application/json", "application/grpc-web+proto"} {
+		head := wiretest.Fields(":status", "200")
+		if ct != "" {
+			head = append(head, wiretest.Fields("content-type", ct)...)
+		}
+		want := failure{code: codes.Unknown, reason: "UPSTREAM_NOT_GRPC", says: []string{fmt.Sprintf("content-type %q", ct)}}
+		r.run(fmt.Sprintf("content-type %q, a message", ct), func(_ *testing.T, r *rig) {
+			c := r.unary()
+			c.up.WriteHeaders(c.sid, head, false)
+			c.up.WriteData(c.sid, message, false)
+			c.trailers()
+			r.checkFailure(c.result(), want)
+		})
+		r.run(fmt.Sprintf("content-type %q, a message, OK in the head", ct), func(_ *testing.T, r *rig) {
+			c := r.unary()
+			c.up.WriteHeaders(c.sid, append(slices.Clone(head), wiretest.Fields("grpc-status", "0")...), false)
+			c.up.WriteData(c.sid, message, true)
+			r.checkFailure(c.result(), want)
+		})
+		r.run(fmt.Sprintf("content-type %q, no message", ct), func(_ *testing.T, r *rig) {
+			c := r.unary()
+			c.up.WriteHeaders(c.sid, append(slices.Clone(head), wiretest.Fields("grpc-status", "0")...), true)
+			r.checkFailure(c.result(), want)
+		})
+		// A status that is itself an error says more than that.
+		r.run(fmt.Sprintf("content-type %q, an error", ct), func(t *testing.T, r *rig) {
+			c := r.unary()
+			c.up.WriteHeaders(c.sid, head, false)
+			c.up.WriteData(c.sid, message, false)
+			c.trailers("grpc-status", "5", "grpc-message", "gone")
+			sameFields(t, c.result().Head, wiretest.Head("grpc-status", "5", "grpc-message", "gone"))
+		})
+	}
+	r.run("another HTTP status", func(_ *testing.T, r *rig) {
+		c := r.unary()
+		c.up.WriteHeaders(c.sid, wiretest.Fields(":status", "503", "content-type", "application/grpc"), false)
+		c.up.WriteData(c.sid, message, false)
+		c.trailers()
+		r.checkFailure(c.result(), failure{code: codes.Unavailable, reason: "UPSTREAM_HTTP_STATUS", says: []string{"503"}})
+	})
+	for _, cut := range []int{1, 4, 5, len(message) - 1} {
+		r.run(fmt.Sprintf("%d bytes of a message", cut), func(t *testing.T, r *rig) {
+			c := r.unary()
+			c.head()
+			c.up.WriteData(c.sid, message, false)
+			c.up.WriteData(c.sid, message[:cut], false)
+			c.trailers()
+			// Inside a message a status would vouch for half of it.
+			if h := c.result(); !h.Reset || h.ResetCode != http2.ErrCodeInternal || h.Trailers != nil {
+				t.Errorf("frames %s, want a reset", h.Sequence())
+			}
+		})
+	}
+	r.run("half a message, and an error", func(t *testing.T, r *rig) {
+		c := r.unary()
+		c.head()
+		c.up.WriteData(c.sid, message[:8], false)
+		c.trailers("grpc-status", "15")
+		sameFields(t, c.result().Trailers, wiretest.Fields("grpc-status", "15"))
+	})
+	for _, length := range []string{"12", "14", "1000"} {
+		r.run("content-length "+length, func(t *testing.T, r *rig) {
+			c := r.unary()
+			c.head("content-length", length)
+			c.up.WriteData(c.sid, message, false)
+			c.trailers()
+			if h := c.result(); h.Get("grpc-status") != "13" {
+				t.Errorf("%s %v %v", h.Sequence(), h.Head, h.Trailers)
+			}
+		})
+	}
+	r.run("two statuses", func(_ *testing.T, r *rig) {
+		c := r.unary()
+		c.head()
+		c.message("response")
+		c.trailers("grpc-status", "0", "grpc-status", "13")
+		r.checkTrailers(c.result(), "HEADERS DATA HEADERS+END_STREAM", failure{code: codes.Unknown, reason: "UPSTREAM_MALFORMED_STATUS", says: []string{`"0, 13"`}})
+	})
+	for _, code := range []http2.ErrCode{http2.ErrCodeNo, http2.ErrCodeCancel} {
+		r.run(fmt.Sprintf("%v after the message", code), func(t *testing.T, r *rig) {
+			c := r.unary()
+			c.head("grpc-status", "0")
+			c.message("response")
+			c.up.WriteReset(c.sid, code)
+			if h := c.result(); h.Get("grpc-status") == "0" {
+				t.Errorf("%s %v %v", h.Sequence(), h.Head, h.Trailers)
+			}
+		})
+	}
+	r.run("metadata that is too large, after OK", func(t *testing.T, r *rig) {
+		c := r.unary()
+		c.head()
+		c.message("response")
+		c.trailers("grpc-status", "0", "x-large", strings.Repeat("v", 1<<20))
+		if h := c.result(); h.Get("grpc-status") != "8" {
+			t.Errorf("%s %v", h.Sequence(), h.Head)
 		}
 	})
 }
@@ -195,7 +318,7 @@ func TestWireHTTPBrokenBody(t *testing.T) {
 }
 
 // "This table is to be used only for clients that received a response that did not include grpc-status": with one, that
-// one counts, wherever it stands.
+// one counts, unless it stands in a head that does not end the stream.
 func TestWireHTTPWithStatus(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	status := []string{"grpc-status", "8", "grpc-message", "no%20quota", "x-custom", "1"}
@@ -214,11 +337,11 @@ func TestWireHTTPWithStatus(t *testing.T) {
 			c.up.WriteHeaders(c.sid, head, true)
 			check(t, c, "application/grpc")
 		})
-		r.run(ct+", in the head before a body", func(t *testing.T, r *rig) {
+		r.run(ct+", in the head before a body", func(_ *testing.T, r *rig) {
 			c := r.unary()
 			c.up.WriteHeaders(c.sid, head, false)
 			c.up.WriteData(c.sid, []byte("<html>"), true)
-			check(t, c, "application/grpc")
+			r.checkFailure(c.result(), failure{code: codes.Unavailable, reason: "UPSTREAM_HTTP_STATUS", says: []string{"503 (Service Unavailable): <html>"}})
 		})
 		r.run(ct+", in trailers", func(t *testing.T, r *rig) {
 			c := r.unary()

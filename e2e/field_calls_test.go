@@ -3,12 +3,17 @@ package e2e
 import (
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -20,6 +25,11 @@ var fieldCalls = []fieldCase{
 		name:   "what a client sends closes no shared connection",
 		origin: "request trailers were passed on, and grpc-go, nginx and HAProxy closed the connection of all clients; gRPC over HTTP/2, \"Requests\"",
 		run:    illegalRequests,
+	},
+	{
+		name:   "an answer that is not gRPC is not OK",
+		origin: "an answer without content-type, with a message and OK, reached the client as OK without the message; http-grpc-status-mapping.md",
+		run:    falseOK,
 	},
 }
 
@@ -96,4 +106,34 @@ func illegalRequests(t *testing.T) {
 			t.Errorf("%d connections to the upstream, %d closed by it; want 1 and none", made, closed)
 		}
 	})
+}
+
+// falseOK: an upstream that forgets the content-type has answered nothing that a client could read.
+func falseOK(t *testing.T) {
+	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header()["Content-Type"] = nil
+		_, _ = w.Write(wiretest.Message(nil))
+		w.Header().Set(http.TrailerPrefix+"Grpc-Status", "0")
+	}))
+	up.Config.Protocols = new(http.Protocols)
+	up.Config.Protocols.SetUnencryptedHTTP2(true)
+	up.Start()
+	t.Cleanup(up.Close)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + up.Listener.Addr().String()})
+	c := client(t, p.H2C)
+	_, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty))
+	if status.Code(err) != codes.Unknown || !strings.Contains(err.Error(), `content-type ""`) {
+		t.Errorf("a unary call: %v, want UNKNOWN that names the content-type", err)
+	}
+	s, err := c.FullDuplexCall(within(t, timeout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); status.Code(err) != codes.Unknown {
+		t.Errorf("a stream: %v, want UNKNOWN", err)
+	}
 }
