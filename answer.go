@@ -121,7 +121,7 @@ func (x *exchange) writeTrailersOnly(fields []h2.Field) {
 	prepare(header, x.r)
 	copyFields(header, "", fields)
 	if grpcwire.ContentKind(header.Get("Content-Type")) != grpcwire.GRPC {
-		header["Content-Type"] = []string{"application/grpc"}
+		header["Content-Type"] = answerType(x.r)
 	}
 	x.wireStatus(header, "", fields)
 	x.annotate(header)
@@ -175,7 +175,7 @@ func (x *exchange) answer(f *failure) {
 	x.result = f
 	header := x.w.Header()
 	prepare(header, x.r)
-	header["Content-Type"] = []string{"application/grpc"}
+	header["Content-Type"] = answerType(x.r)
 	x.setStatus("", f)
 	x.committed = true
 	x.w.WriteHeader(http.StatusOK) // gRPC over HTTP/2: the HTTP status of a gRPC answer is 200
@@ -189,8 +189,16 @@ func setStatusFields(header http.Header, prefix string, f *failure, attempts int
 	text := f.text(expose)
 	header[prefix+"Grpc-Status"] = []string{strconv.FormatUint(uint64(f.code), 10)}
 	header[prefix+"Grpc-Message"] = []string{grpcwire.EncodeMessage(text)}
-	header[prefix+"Grpc-Status-Details-Bin"] = []string{f.details(text, attempts, expose)}
+	if f.hasDetails() {
+		header[prefix+"Grpc-Status-Details-Bin"] = []string{f.details(text, attempts, expose)}
+	} else {
+		delete(header, prefix+"Grpc-Status-Details-Bin") // of a status that is repaired: they would contradict it
+	}
 }
+
+// answerType is the content-type of an answer that the proxy makes: the request's. A client that speaks
+// application/grpc+json takes application/grpc for the answer of something else, whatever the status (connect-go, say).
+func answerType(r *http.Request) []string { return slices.Clone(r.Header["Content-Type"]) }
 
 // annotate adds what the policy wants the client to know.
 func (x *exchange) annotate(header http.Header) {

@@ -3,6 +3,7 @@ package grpcproxy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -43,6 +44,7 @@ const (
 	reasonRequestTooLarge   = "REQUEST_TOO_LARGE"
 	reasonRequestUnreadable = "REQUEST_UNREADABLE"
 	reasonWriteTimeout      = "SERVER_WRITE_TIMEOUT"
+	reasonRequestLength     = "REQUEST_LENGTH_MISMATCH"
 	reasonStreamIdle        = "STREAM_IDLE_TIMEOUT"
 	reasonStreamTimeout     = "STREAM_TIMEOUT"
 	reasonDrained           = "UPSTREAM_REMOVED"
@@ -188,7 +190,7 @@ func excerpt(body []byte) string {
 }
 
 // fromBody maps an error in reading the client's request.
-func fromBody(err error) *failure {
+func fromBody(r *http.Request, err error) *failure {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
@@ -203,8 +205,36 @@ func fromBody(err error) *failure {
 		}
 	}
 	f := clientGone()
+	if text := wrongLength(r, err); text != "" {
+		f = requestLength(text)
+	}
 	f.err = err
 	return f
+}
+
+const (
+	bodyShorter = "request body shorter than its content-length"
+	bodyLonger  = "request body longer than its content-length"
+)
+
+// requestLength is a request that does not keep what its content-length promised (RFC 9113 section 8.1.1 calls it malformed):
+// the client's fault. gRPC makes HTTP status 400 INTERNAL.
+func requestLength(text string) *failure {
+	return &failure{code: grpcwire.Internal, reason: reasonRequestLength, message: text, endedBy: call.EndedByClient, source: call.SourceProxy}
+}
+
+// wrongLength tells such a request by what reading its body says. Go's HTTP/2 and HTTP/3 servers have no types for it.
+func wrongLength(r *http.Request, err error) string {
+	text := err.Error()
+	switch {
+	case r.ContentLength < 0:
+		return ""
+	case errors.Is(err, io.ErrUnexpectedEOF), strings.HasPrefix(text, "request declared a Content-Length of"):
+		return bodyShorter
+	case strings.HasPrefix(text, "sender tried to send more than declared Content-Length"), strings.Contains(text, "peer sent too much data"):
+		return bodyLonger
+	}
+	return ""
 }
 
 func isTimeout(err error) bool {
@@ -218,6 +248,19 @@ func (f *failure) text(expose bool) string {
 		return "upstream " + f.endpoint + ": " + f.message
 	}
 	return f.message
+}
+
+// hasDetails tells failures that the proxy itself made: no connection, no upstream, a queue, a limit, the end of a
+// configuration. Where the call's deadline, the client's mistake or what the upstream sent decides, the status is what gRPC says
+// it is, and clients expect no details with it; the reason is for logs and placeholders then.
+func (f *failure) hasDetails() bool {
+	switch f.reason {
+	case reasonNoUpstream, reasonConnectFailed, reasonTLSFailed, reasonNotHTTP2, reasonConnLost, reasonQueueFull, reasonQueueTimeout,
+		reasonMetadataSize, reasonRequestSize, reasonRequestTooLarge, reasonRequestUnreadable, reasonStreamIdle, reasonStreamTimeout,
+		reasonDrained, reasonReload, reasonExit:
+		return true
+	}
+	return false
 }
 
 // details is the value of grpc-status-details-bin: a google.rpc.Status with an ErrorInfo.

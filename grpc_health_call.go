@@ -53,7 +53,7 @@ func healthFailure(code grpcwire.Code, format string, args ...any) healthStatus 
 
 func (c *healthCall) serve() {
 	prepare(c.w.Header(), c.r)
-	c.w.Header()["Content-Type"] = []string{"application/grpc"}
+	c.w.Header()["Content-Type"] = answerType(c.r)
 	c.finish(c.run())
 }
 

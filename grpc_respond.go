@@ -125,7 +125,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			header.Add(key, repl.ReplaceKnown(v, ""))
 		}
 	}
-	header["Content-Type"] = []string{"application/grpc"}
+	header["Content-Type"] = answerType(r)
 	header["Grpc-Status"] = []string{strconv.FormatUint(uint64(code), 10)}
 	if message != "" {
 		header["Grpc-Message"] = []string{grpcwire.EncodeMessage(message)}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -75,6 +76,9 @@ func (x *exchange) classify() *failure {
 	if c.Service, c.Method, ok = grpcwire.SplitMethod(c.Path); !ok {
 		// grpc-go's server: "malformed method name" is UNIMPLEMENTED.
 		return proxyFailure(grpcwire.Unimplemented, reasonBadPath, x.badPath())
+	}
+	if x.r.ContentLength == 0 && strings.Trim(x.r.Header.Get("Content-Length"), "0") != "" {
+		return requestLength(bodyShorter) // the server has not looked at it
 	}
 	if v := x.r.Header["Grpc-Timeout"]; len(v) > 0 {
 		d, err := grpcwire.ParseTimeout(v[0])

@@ -2,6 +2,8 @@ package grpcproxy
 
 import (
 	"net/url"
+	"os"
+	"strings"
 	"testing"
 )
 
@@ -38,5 +40,29 @@ func TestPathField(t *testing.T) {
 		if got := pathField(u); got != want {
 			t.Errorf("%q becomes %q, want %q", target, got, want)
 		}
+	}
+}
+
+// The page of statuses marks the reasons that come without details with °.
+func TestDocumentedDetails(t *testing.T) {
+	page, err := os.ReadFile("docs/status.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 || !strings.Contains(cells[3], "`") {
+			continue
+		}
+		rows++
+		reason, without := strings.CutSuffix(strings.TrimSpace(cells[3]), " °")
+		reason = strings.Trim(reason, "`")
+		if f := (&failure{reason: reason}); f.hasDetails() == without {
+			t.Errorf("%s: details %v, but the page says the opposite", reason, f.hasDetails())
+		}
+	}
+	if rows < 20 {
+		t.Errorf("found %d rows only", rows)
 	}
 }

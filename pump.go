@@ -80,17 +80,23 @@ func (s *sender) release() {
 // pump reads the client's request and sends it on until it ends, cannot be read, or the call is over.
 func (x *exchange) pump() {
 	s := &x.send
+	var total int64
 	for s.room() {
 		n, err := x.body.Read(s.buf[len(s.buf):cap(s.buf)])
 		if n > 0 {
 			x.moved.Add(int64(n))
+			total += int64(n)
 		}
 		eof := errors.Is(err, io.EOF)
+		if eof && x.r.ProtoMajor == 3 && total < x.r.ContentLength { // which the HTTP/3 server does not look at
+			x.cut(requestLength(bodyShorter))
+			return
+		}
 		if !s.push(n, eof) || eof {
 			return
 		}
 		if err != nil {
-			x.cut(fromBody(err))
+			x.cut(fromBody(x.r, err))
 			return
 		}
 	}

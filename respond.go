@@ -382,8 +382,9 @@ func (x *exchange) conclude(f *failure) {
 	}
 	x.result = f
 	switch {
-	case errors.Is(x.r.Context().Err(), context.Canceled):
-		// Nobody is there to be told.
+	case errors.Is(x.r.Context().Err(), context.Canceled) && x.r.ProtoMajor > 1:
+		// Nobody is there to be told. A client of HTTP/1 that has closed its own half may be there still, and would take the
+		// server's blank answer for one.
 	case !x.committed:
 		x.answer(f)
 	case !x.broken && x.framing.AtBoundary():

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/status"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
@@ -30,6 +32,11 @@ var fieldCalls = []fieldCase{
 		name:   "an answer that is not gRPC is not OK",
 		origin: "an answer without content-type, with a message and OK, reached the client as OK without the message; http-grpc-status-mapping.md",
 		run:    falseOK,
+	},
+	{
+		name:   "a request over HTTP/3 that is shorter than its content-length",
+		origin: "the HTTP/3 server takes it for a whole one, HTTP/2 made it CANCELLED; RFC 9114 section 4.1.2 calls it malformed",
+		run:    shortRequest,
 	},
 }
 
@@ -135,5 +142,28 @@ func falseOK(t *testing.T) {
 	}
 	if _, err := s.Recv(); status.Code(err) != codes.Unknown {
 		t.Errorf("a stream: %v, want UNKNOWN", err)
+	}
+}
+
+func shortRequest(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	c := startH3(t, b.Addr(), nil)
+	// The method answers when the request has ended, and not before.
+	for size, want := range map[int64]string{5: "0", 100: "13"} {
+		req, err := http.NewRequestWithContext(within(t, timeout), http.MethodPost, "https://"+c.addr+"/"+backendtest.Service+"/StreamingInputCall", bytes.NewReader(wiretest.Message(nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength = size
+		req.Header.Set("Content-Type", "application/grpc")
+		resp, err := c.tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if got := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status"); got != want {
+			t.Errorf("content-length %d: grpc-status %q, want %s: %v", size, got, want, resp.Header)
+		}
 	}
 }
