@@ -107,6 +107,40 @@ func TestDocsBlocks(t *testing.T) {
 	}
 }
 
+// TestDocsCatchAll: where calls go by service, a catch-all answers the rest. Caddy's own answer would be an empty 200.
+func TestDocsCatchAll(t *testing.T) {
+	texts := map[string]string{}
+	for _, page := range pages(t) {
+		for _, b := range blocks(read(t, page)) {
+			if b.language == "caddyfile" {
+				texts[fmt.Sprintf("%s:%d", page, b.line)] = b.text
+			}
+		}
+	}
+	files, err := filepath.Glob("examples/*.Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		texts[file] = read(t, file)
+	}
+	matched := regexp.MustCompile(`(?m)^\s*grpc_proxy @`)
+	everything := regexp.MustCompile(`(?m)^\s*(grpc_proxy( [^@\n]|$)|grpc_respond [^@])`)
+	found := 0
+	for place, text := range texts {
+		if !matched.MatchString(text) {
+			continue
+		}
+		found++
+		if !everything.MatchString(text) {
+			t.Errorf("%s: a call that no matcher takes gets an empty answer; end with grpc_respond", place)
+		}
+	}
+	if found < 5 {
+		t.Errorf("%d places with services were found only", found)
+	}
+}
+
 // TestExamples: every configuration in examples loads, and the page there names every file.
 func TestExamples(t *testing.T) {
 	files, err := filepath.Glob("examples/*")

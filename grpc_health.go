@@ -177,7 +177,7 @@ func (h *Health) checkGroups(proxies []proxy) error {
 func (h *Health) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	service, method, ok := grpcwire.SplitMethod(r.URL.Path)
 	if !ok || service != grpcwire.HealthService || !isGRPC(r) {
-		return next.ServeHTTP(w, r)
+		return passOn(w, r, next)
 	}
 	c := &healthCall{h: h, w: w, r: r, method: method}
 	c.serve()

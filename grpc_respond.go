@@ -109,7 +109,7 @@ func (g *Respond) Validate() error {
 // ServeHTTP answers a gRPC call.
 func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if !isGRPC(r) {
-		return next.ServeHTTP(w, r)
+		return passOn(w, r, next)
 	}
 	nameCall(r)
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -125,6 +125,13 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			header.Add(key, repl.ReplaceKnown(v, ""))
 		}
 	}
+	sendStatus(w, r, code, message)
+	return nil
+}
+
+// sendStatus answers with a status and what the header has already (Trailers-Only).
+func sendStatus(w http.ResponseWriter, r *http.Request, code grpcwire.Code, message string) {
+	header := w.Header()
 	header["Content-Type"] = answerType(r)
 	header["Grpc-Status"] = []string{strconv.FormatUint(uint64(code), 10)}
 	if message != "" {
@@ -132,7 +139,6 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	w.WriteHeader(http.StatusOK)
 	tidy(w, r, false)
-	return nil
 }
 
 // Interface guards

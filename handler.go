@@ -17,7 +17,7 @@ import (
 // ServeHTTP proxies one RPC, or passes a request that is not gRPC to the next handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if !isGRPC(r) {
-		return next.ServeHTTP(w, r)
+		return passOn(w, r, next)
 	}
 	x := newExchange(h, w, r)
 	defer x.finish()

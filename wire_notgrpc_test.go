@@ -188,3 +188,70 @@ func TestWireRespond(t *testing.T) {
 		}
 	})
 }
+
+// PROTOCOL-HTTP2: "If Content-Type does not begin with "application/grpc", gRPC servers SHOULD respond with HTTP status of 415".
+// It is the answer where nobody behind takes the request, whichever of our handlers it has passed.
+func TestWireNobodyTakesIt(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{AccessLog: true, Site: `
+		handle_path /respond/* {
+			grpc_respond OK
+		}
+		handle_path /both/* {
+			grpc_health
+			grpc_proxy UPSTREAMS
+			grpc_respond @never OK
+			@never grpc pkg.Never
+		}
+		handle_path /page/* {
+			route {
+				grpc_proxy UPSTREAMS
+				respond "page" 299
+			}
+		}
+		handle /pkg.Health/* {
+			grpc_health
+		}
+		handle {
+			grpc_proxy UPSTREAMS
+		}
+		handle_errors 415 {
+			header X-Error {err.status_code}
+		}`}})
+	n := 0
+	for _, tt := range []struct {
+		method, path, contentType string
+		status, grpc, msg         string
+	}{
+		{"POST", "/x", "application/json", "415", "", "handled request"},
+		{"POST", "/x", "", "415", "", "handled request"},
+		{"POST", wirePath, "application/grpc-web", "415", "", "handled request"},
+		{"POST", "/respond/x", "text/plain", "415", "", "handled request"},
+		{"POST", "/both/x", "text/plain", "415", "", "handled request"},
+		{"POST", "/page/x", "text/plain", "299", "", "handled request"},
+		{"POST", "/pkg.Health/x", "text/plain", "415", "", "handled request"},
+		{"POST", "/pkg.Health/x", "application/grpc", "200", "12", "handled request"},
+		{"GET", "/x", "", "200", "", "NOP"},
+		{"PUT", "/x", "application/grpc", "200", "", "NOP"},
+		{"OPTIONS", "/x", "", "200", "", "NOP"},
+	} {
+		r.run(tt.method+" "+tt.path+" "+tt.contentType, func(t *testing.T, r *rig) {
+			fields := r.client.Request(tt.path)
+			fields[0].Value = tt.method
+			fields = slices.DeleteFunc(fields, func(f hpack.HeaderField) bool { return f.Name == "content-type" })
+			if tt.contentType != "" {
+				fields = append(fields, wiretest.Fields("content-type", tt.contentType)...)
+			}
+			h := r.client.CollectAll(r.client.Open(fields, true))
+			if got, status := wiretest.Get(h.Head, ":status"), wiretest.Get(h.Head, "grpc-status"); got != tt.status || status != tt.grpc {
+				t.Errorf("HTTP status %q, grpc-status %q; want %q, %q", got, status, tt.status, tt.grpc)
+			}
+			if got := wiretest.Get(h.Head, "x-error"); (got == "415") != (tt.status == "415") {
+				t.Errorf("handle_errors saw %q", got)
+			}
+			n++
+			if line := r.accessLog(n); line["msg"] != tt.msg {
+				t.Errorf("the access log says %v, want %s", line["msg"], tt.msg)
+			}
+		})
+	}
+}

@@ -44,6 +44,11 @@ var fieldCaddy = []fieldCase{
 		"client certificate and CA files replaced on disk were used after `caddy reload --force` only, and a resumed session hid a CA that was not trusted any more; docs/grpc_proxy.md, tls_client_auth",
 		fieldRotatedFiles,
 	},
+	{
+		"nobody_takes_it",
+		"a POST that is no gRPC got Caddy's empty 200; PROTOCOL-HTTP2.md wants 415, and UNIMPLEMENTED is what a server without the service says",
+		fieldNobodyTakesIt,
+	},
 }
 
 func fieldWriteTimeout(t *testing.T) {
@@ -227,4 +232,39 @@ func fieldRotatedFiles(t *testing.T) {
 	}
 	put("ca.pem", servers2.PEM())
 	eventually(t, "calls go on", func() bool { return call() == nil })
+}
+
+func fieldNobodyTakesIt(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{
+		Site: "route {\n\t@interop grpc grpc.testing.*\n\tgrpc_proxy @interop " + b.Addr() + "\n\tgrpc_respond UNIMPLEMENTED \"no {http.grpc_proxy.service} here\"\n}",
+	})
+	cc := dial(t, p.H2C, nil)
+	if _, err := testgrpc.NewTestServiceClient(cc).EmptyCall(within(t, timeout), new(testgrpc.Empty)); err != nil {
+		t.Error(err)
+	}
+	err := cc.Invoke(within(t, timeout), "/grpc.reflection.v1.ServerReflection/Any", new(testgrpc.Empty), new(testgrpc.Empty))
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "no grpc.reflection.v1.ServerReflection here") {
+		t.Errorf("a service without a route: %v", err)
+	}
+	web := new(http.Client)
+	defer web.CloseIdleConnections()
+	for contentType, want := range map[string]int{"application/json": 415, "application/grpc-web+proto": 415, "": 415} {
+		resp, err := web.Post("http://"+p.H2C+kinds[0].path(), contentType, strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("content-type %q: HTTP status %d, want %d", contentType, resp.StatusCode, want)
+		}
+	}
+	resp, err := web.Get("http://" + p.H2C)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("GET: HTTP status %d", resp.StatusCode)
+	}
 }
