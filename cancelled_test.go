@@ -47,17 +47,18 @@ func (counted) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.
 // its connection lives on.
 func TestCancelledCallsAreForgotten(t *testing.T) {
 	r := newRig(t, rigOptions{
-		Caddy: proxytest.Options{Site: "route {\n\ttest_counted\n\tgrpc_proxy UPSTREAMS\n}"},
+		Caddy: proxytest.Options{Site: "route {\n\ttest_counted\n\tgrpc_proxy UPSTREAMS {\n\t\tmax_conns 1\n\t}\n}"},
 		Up:    wiretest.Options{HoldWindows: true, DiscardData: true},
 	})
 	made, gone := countedMade.Load(), countedGone.Load()
 	first := r.open()
 	first.take(0)
-	// It takes the whole window of the connection.
+	// It takes most of the window of the connection, the calls take the rest.
 	if _, err := first.client.SendData(t.Context(), first.id, make([]byte, 65535), false); err != nil {
 		t.Fatal(err)
 	}
 	const calls = 100
+	defer crumbs(first.up)()
 	for range calls {
 		id := r.client.Open(r.client.Request(wirePath, "x-pad", strings.Repeat("x", 1000)), false)
 		r.client.WriteData(id, wiretest.Message(make([]byte, 2000)), true)
@@ -79,4 +80,21 @@ func TestCancelledCallsAreForgotten(t *testing.T) {
 			t.Fatalf("%d of %d cancelled calls are kept", left, calls)
 		}
 	}
+}
+
+// crumbs lets a connection's window move a byte at a time until it is told to stop: one that stands still takes no calls.
+func crumbs(up *wiretest.Conn) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			up.WriteWindowUpdate(0, 1)
+			select {
+			case <-done:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
 }

@@ -182,7 +182,7 @@ func TestPanicWhileSending(t *testing.T) {
 		sent <- err
 	}()
 	c.take(0)
-	c.got(60<<10, false)
+	c.got(50<<10, false)
 	c.head()
 	c.message("response")
 	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {

@@ -147,7 +147,7 @@ func TestWireSilentStream(t *testing.T) {
 			sent <- err
 		}()
 		c.take(0)
-		n := len(c.got(60<<10, false))
+		n := len(c.got(50<<10, false))
 		<-time.After(silence)
 		c.up.WriteWindowUpdate(0, 1<<20)
 		c.up.WriteWindowUpdate(c.sid, 1<<20)

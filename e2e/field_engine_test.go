@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -58,10 +59,10 @@ func cancelledCallsAreForgotten(t *testing.T) {
 	up := wiretest.Listen(t, wiretest.Options{
 		HoldWindows: true, DiscardData: true, Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1 << 20}},
 	})
-	p := proxytest.Start(t, proxytest.Options{Site: "route {\n\ttest_forgotten\n\tgrpc_proxy " + up.Addr() + "\n}"})
+	p := proxytest.Start(t, proxytest.Options{Site: "route {\n\ttest_forgotten\n\tgrpc_proxy " + up.Addr() + " {\n\t\tmax_conns 1\n\t}\n}"})
 	c := client(t, p.H2C)
 	came, gone := requestsCame.Load(), requestsGone.Load()
-	// Uploads take the whole window of the upstream's connection.
+	// Uploads take most of the window of the upstream's connection, calls the rest.
 	ctx, stop := context.WithCancel(within(t, timeout))
 	const uploads, calls = 3, 100
 	for range uploads {
@@ -77,6 +78,20 @@ func cancelledCallsAreForgotten(t *testing.T) {
 	for range uploads {
 		conn.ExpectHeaders()
 	}
+	// The window moves a byte at a time: a connection whose window stands still takes no calls.
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			conn.WriteWindowUpdate(0, 1)
+			select {
+			case <-done:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}()
+	defer func() { close(done); <-ended }()
 	req := &testgrpc.SimpleRequest{Payload: &testgrpc.Payload{Body: make([]byte, 1<<10)}}
 	for range calls {
 		ctx, cancel := context.WithCancel(ctx)

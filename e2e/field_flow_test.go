@@ -2,7 +2,12 @@ package e2e
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,6 +31,16 @@ var fieldFlow = []fieldCase{
 		"talkative_upstream",
 		"an upstream that sent 1,000 empty DATA frames and PINGs lost its connection, and the calls of others with it; RFC 9113 section 10.5 leaves it to us what is too much",
 		talkativeUpstream,
+	},
+	{
+		"stalled_uploads",
+		"one upload that nobody read used up the window of the connection that two Caddys share, and no other client's call passed; RFC 9113 section 5.2.2 warns of it",
+		stalledUploads,
+	},
+	{
+		"stalled_uploads_small_window",
+		"the same with an upstream whose connections have the protocol's first window, 65,535 bytes: another connection takes the calls",
+		stalledUploadsSmallWindow,
 	},
 }
 
@@ -105,5 +120,106 @@ func talkativeUpstream(t *testing.T) {
 	close(waits)
 	if _, err := s.Recv(); err != nil {
 		t.Errorf("the other call: %v", err)
+	}
+}
+
+// stall begins an upload and returns when nothing of it moves any more.
+func stall(t *testing.T, c testgrpc.TestServiceClient) {
+	t.Helper()
+	s, err := c.StreamingInputCall(metadata.AppendToOutgoingContext(t.Context(), "x-stall", "1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent atomic.Int64
+	go func() {
+		msg := &testgrpc.StreamingInputCallRequest{Payload: &testgrpc.Payload{Body: make([]byte, 30_000)}}
+		for s.Send(msg) == nil {
+			sent.Add(30_000)
+		}
+	}()
+	last, since := int64(0), time.Now()
+	eventually(t, "the upload stalls", func() bool {
+		if n := sent.Load(); n != last || n == 0 {
+			last, since = n, time.Now()
+		}
+		return time.Since(since) > 50*time.Millisecond
+	})
+}
+
+// passes makes unary calls and an upload as another client.
+func passes(t *testing.T, addr string, size int) {
+	t.Helper()
+	c := client(t, addr)
+	for range 10 {
+		if _, err := c.UnaryCall(within(t, timeout), &testgrpc.SimpleRequest{Payload: &testgrpc.Payload{Body: make([]byte, size)}}); err != nil {
+			t.Fatalf("a unary call: %v", err)
+		}
+	}
+	s, err := c.StreamingInputCall(within(t, timeout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := s.Send(&testgrpc.StreamingInputCallRequest{Payload: &testgrpc.Payload{Body: make([]byte, size)}}); err != nil {
+			break
+		}
+	}
+	if _, err := s.CloseAndRecv(); err != nil {
+		t.Fatalf("an upload: %v", err)
+	}
+}
+
+func stalledUploads(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{Hook: func(c *backendtest.Call) error {
+		if len(c.Metadata.Get("x-stall")) > 0 {
+			<-c.Context.Done()
+		}
+		return nil
+	}})
+	p := proxytest.Start(t, proxytest.Options{Site: "respond 200"})
+	hop := "@hop header x-hop 1\nhandle @hop {\n\tgrpc_proxy " + b.Addr() + "\n}\nhandle {\n\tgrpc_proxy " + p.H2C + " {\n\t\theader_up x-hop 1\n\t}\n}"
+	if err := p.Load(hop); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		stall(t, client(t, p.H2C))
+		passes(t, p.H2C, 100_000) // at once, before anything can be known of the stalled ones
+	}
+}
+
+func stalledUploadsSmallWindow(t *testing.T) {
+	var conns atomic.Int32
+	srv := &http.Server{
+		HTTP2:             &http.HTTP2Config{MaxReceiveBufferPerConnection: 65535, MaxReceiveBufferPerStream: 1 << 20},
+		Protocols:         new(http.Protocols),
+		ReadHeaderTimeout: timeout,
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			if s == http.StateNew {
+				conns.Add(1)
+			}
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("x-stall") != "" {
+				<-r.Context().Done()
+				return
+			}
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.Header().Set("content-type", "application/grpc")
+			w.Header().Set("trailer", "grpc-status")
+			_, _ = w.Write(wiretest.Message(nil))
+			w.Header().Set("grpc-status", "0")
+		}),
+	}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	l, addr := listen(t)
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addr})
+	stall(t, client(t, p.H2C))
+	passes(t, p.H2C, 1000) // in what the upload has left
+	eventually(t, "another connection is made", func() bool { return conns.Load() > 1 })
+	passes(t, p.H2C, 100_000)
+	if n := conns.Load(); n != 2 {
+		t.Errorf("%d connections", n)
 	}
 }

@@ -82,8 +82,8 @@ type Config struct {
 	// its. On a client connection no stream can be opened any more.
 	OnGoAway func(*Conn, *Error)
 	// OnNearlyFull is called, on client connections, when a stream was opened that leaves no more than an eighth of
-	// the limit, or that had the last identifier (the connection is draining then): it is time for another connection.
-	// It runs on the goroutine that opened the stream.
+	// the limit, or that had the last identifier (the connection is draining then), and when the connection has become
+	// Tight: it is time for another connection. It runs on the goroutine that opened the stream, or on the timer's.
 	OnNearlyFull func(*Conn)
 	// OnCapacity is called, on client connections, when a stream's place became free, the peer raised its limit, or it
 	// has read what kept streams from being opened (MaxPending). It must be cheap and must not take a lock that is held

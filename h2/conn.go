@@ -70,7 +70,13 @@ type Conn struct {
 	writeErr error // nothing is written any more
 	stalled  bool  // the reader waits for the writer
 	sendWin  int64
-	waiters  waiters // streams that wait for the connection's window or for room in the pending buffer
+	waiters  waiters     // streams that wait for the connection's window or for room in the pending buffer
+	capped   waiters     // streams that wait for a share of the connection's window (share.go)
+	senders  int         // streams that may send DATA
+	unacked  int64       // bytes of DATA sent, and not given back to the connection
+	sendPeak int64       // the largest window there was
+	lowAt    int64       // nano since which the window is short and nothing was given back, 0 if that is not so
+	tight    atomic.Bool // it has been for long; set under mu
 
 	// Input flow control (flow.go).
 	recvWin int64 // what the peer may still send
@@ -126,7 +132,7 @@ func newConn(nc net.Conn, cfg Config, client bool) *Conn {
 		ready: make(chan struct{}), leaving: make(chan struct{}), done: make(chan struct{}),
 		streams:        make(map[uint32]*Stream),
 		peerMaxStreams: assumedStreams, peerMaxFrame: protocolFrameSize, peerInitWindow: protocolWindow,
-		enc: newEncoder(), sendWin: protocolWindow,
+		enc: newEncoder(), sendWin: protocolWindow, sendPeak: protocolWindow,
 		recvWin: int64(cfg.InitialConnWindow), window: int64(cfg.InitialConnWindow),
 		goAwayOut: maxStreamID + 1,
 	}
@@ -223,7 +229,8 @@ func (c *Conn) Leaving() <-chan struct{} { return c.leaving }
 func (c *Conn) Silence() time.Duration { return time.Duration(c.nano() - c.lastRead.Load()) }
 
 // Available is the number of streams that could be opened now: 0 when the connection is draining or over or more than
-// Config.MaxPending waits for the socket, until half of that is left, and counted against an assumed limit of 100 before the peer's SETTINGS have come.
+// Config.MaxPending waits for the socket, until half of that is left, or when the peer's window has stayed used up (see Tight), and
+// counted against an assumed limit of 100 before the peer's SETTINGS have come.
 // Client role.
 func (c *Conn) Available() int {
 	c.mu.Lock()
@@ -232,7 +239,7 @@ func (c *Conn) Available() int {
 }
 
 func (c *Conn) availableLocked() int {
-	if !c.client || c.draining || c.writeErr != nil || c.full {
+	if !c.client || c.draining || c.writeErr != nil || c.full || c.tight.Load() && c.sendWin < shareStep {
 		return 0
 	}
 	return max(0, c.streamLimitLocked()-len(c.streams))
@@ -317,6 +324,9 @@ func (c *Conn) refusalLocked() *Error {
 
 func (c *Conn) addLocked(s *Stream) {
 	c.streams[s.id] = s
+	if !s.sentEnd {
+		c.senders++
+	}
 	c.stats.Opened++
 	c.stats.Peak = max(c.stats.Peak, len(c.streams))
 	c.idleAt = 0
@@ -327,8 +337,12 @@ func (c *Conn) removeLocked(s *Stream) {
 	s.closed = true
 	s.wakeLocked()
 	c.waiters.remove(s)
+	c.capped.remove(s)
 	s.lingerLocked()
 	delete(c.streams, s.id)
+	if !s.sentEnd {
+		c.fewerSendersLocked()
+	}
 	if c.client {
 		c.events |= evCapacity
 	}

@@ -55,12 +55,13 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 	c.owed += n
 	due = c.grantConnLocked()
 	s.owed += n
-	if s.recvEnd || s.closed || s.owed < (s.window+1)/2 {
+	half := (s.window + 1) / 2
+	if s.recvEnd || s.closed || s.owed < min(half, c.halfLocked()) {
 		return due
 	}
-	grown := c.growLocked(s.window, int64(c.cfg.MaxWindow), &s.grantAt)
-	if c.held > calmHeld {
-		grown = s.window
+	grown := s.window
+	if s.owed >= half && c.held <= calmHeld {
+		grown = c.growLocked(s.window, int64(c.cfg.MaxWindow), &s.grantAt)
 	}
 	grant := s.owed + grown - s.window
 	c.appendWindowUpdate(s.id, uint32(grant))
@@ -69,12 +70,20 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 	return true
 }
 
+// halfLocked is half of what slow readers leave of the connection's window. If they hold more than half of it, the other half
+// never comes together, and the peer may share what little it has left by what it is given back (see share.go).
+func (c *Conn) halfLocked() int64 { return max(1, (c.window-c.held+1)/2) }
+
 // grantConnLocked gives the connection's credit back when it is due.
 func (c *Conn) grantConnLocked() bool {
-	if c.owed < min((c.window+1)/2, maxOwed) || c.over != nil {
+	half := min((c.window+1)/2, maxOwed)
+	if c.owed < min(half, c.halfLocked()) || c.over != nil {
 		return false
 	}
-	grown := c.growLocked(c.window, int64(c.cfg.MaxConnWindow), &c.grantAt)
+	grown := c.window
+	if c.owed >= half {
+		grown = c.growLocked(c.window, int64(c.cfg.MaxConnWindow), &c.grantAt)
+	}
 	grant := c.owed + grown - c.window
 	c.appendWindowUpdate(0, uint32(grant))
 	c.recvWin += grant
@@ -99,6 +108,11 @@ func (c *Conn) openedLocked(s *Stream) {
 	if !s.waiting || s.closed || s.sendWin <= 0 {
 		return
 	}
+	if s.shortLocked() {
+		c.capped.add(s)
+		return
+	}
+	c.capped.remove(s)
 	if c.roomLocked() {
 		s.callWaiterLocked()
 	} else {
@@ -132,7 +146,7 @@ func (c *Conn) onWindowUpdate(f frameHeader, p []byte) *Error {
 		case c.sendWin+n > maxWindowLimit:
 			return violation(FlowControlError, "window of the connection above 2^31-1")
 		}
-		c.sendWin += n
+		c.grantedLocked(n)
 		c.serveWaitersLocked()
 		return nil
 	}
@@ -146,6 +160,7 @@ func (c *Conn) onWindowUpdate(f frameHeader, p []byte) *Error {
 		return c.streamErrorLocked(s, FlowControlError, "window of the stream above 2^31-1")
 	}
 	s.sendWin += n
+	s.unacked = max(0, s.unacked-n)
 	c.openedLocked(s)
 	return nil
 }

@@ -214,3 +214,15 @@ func expectGoAway(t testing.TB, p *wiretest.Conn, code http2.ErrCode) wiretest.F
 	}
 	return f
 }
+
+// useUp uses up the connection's window.
+func useUp(t testing.TB, c *Conn) {
+	t.Helper()
+	for c.Stats().SendWindow > 0 {
+		if _, err := mustOpen(t, c, false, newRecorder(t)).TryWrite(make([]byte, 4<<10), false); err != nil {
+			t.Fatal(err)
+		}
+		c.Flush()
+		until(t, "it is sent", func() bool { return c.Stats().Pending == 0 })
+	}
+}

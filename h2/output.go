@@ -325,6 +325,10 @@ func (c *Conn) serveWaitersLocked() {
 		if !s.waiting || s.sendWin <= 0 {
 			continue // its own WINDOW_UPDATE will find it
 		}
+		if s.shortLocked() {
+			c.capped.add(s)
+			continue
+		}
 		s.callWaiterLocked()
 	}
 }

@@ -52,15 +52,7 @@ func TestWriteReadyIsNeverTwice(t *testing.T) {
 	r := &overlapping{first: make(chan struct{}), goOn: make(chan struct{})}
 	s := mustOpen(t, c, false, r)
 	// The window of the connection is used up, so that the reader is the one who finds the stream.
-	for left := protocolWindow; left > 0; {
-		n, err := s.TryWrite(make([]byte, left), false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		left -= n
-		c.Flush()
-		until(t, "it is sent", func() bool { return c.Stats().Pending == 0 })
-	}
+	useUp(t, c)
 	until(t, "no call is under way", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return !s.calling })
 	calls := r.count.Load()
 	if n, err := s.TryWrite([]byte("x"), false); n != 0 || err != nil {

@@ -13,7 +13,6 @@ type Stream struct {
 	headDone bool // client role: the final response head came. server role: an answer was begun
 	noBody   bool // client role: the request was HEAD
 	waiting  bool // a write took less than it was given
-	queued   bool // in c.waiters, between before and after
 	blocking bool // the one who waits is in Write
 	calling  bool // RecvWriteReady runs, or accept
 	callDue  bool // RecvWriteReady is to be called then
@@ -22,10 +21,15 @@ type Stream struct {
 	wake     chan struct{}
 	err      *Error // why it is over, if not in order
 
+	list          *waiters // that it is in, between before and after
 	before, after *Stream
 
 	bornAt  int64 // server role: nano at which the request head was read
 	expires int64 // server role: nano at which the client is expected to give up, 0 if unknown
+
+	// Output flow control (share.go).
+	unacked int64 // sent, and not known to be given back
+	wants   int64 // what the one who waits needs at least
 
 	r       Receiver
 	sendWin int64
@@ -96,6 +100,8 @@ func (s *Stream) endSentLocked() {
 	s.wakeLocked()
 	s.waiting = false
 	s.c.waiters.remove(s)
+	s.c.capped.remove(s)
+	s.c.fewerSendersLocked()
 	if s.recvEnd {
 		s.c.lim.completed()
 		s.c.removeLocked(s)
@@ -150,14 +156,17 @@ func (s *Stream) appendLocked(p []byte, end bool) (n int) {
 	c := s.c
 	for n < len(p) {
 		room := min(int64(len(p)-n), s.sendWin, c.sendWin, int64(c.peerMaxFrame), int64(c.cfg.MaxPending-c.pendingLocked()))
+		if room > 0 {
+			room = s.shareOfLocked(room, len(p)-n)
+		}
 		if room <= 0 {
+			s.wants = min(int64(len(p)-n), shareStep)
 			return n
 		}
 		k := int(room)
 		last := end && n+k == len(p)
 		c.appendData(s.id, p[n:n+k], last)
-		s.sendWin -= room
-		c.sendWin -= room
+		s.sentLocked(room)
 		n += k
 		if last {
 			s.endSentLocked()
@@ -177,7 +186,11 @@ func (s *Stream) waitLocked(blocking bool) {
 	if blocking && s.wake == nil {
 		s.wake = make(chan struct{}, 1)
 	}
-	if s.sendWin > 0 {
+	switch {
+	case s.sendWin <= 0 || s.list != nil:
+	case s.shortLocked():
+		s.c.capped.add(s)
+	default:
 		s.c.waiters.add(s)
 	}
 }
@@ -187,10 +200,10 @@ func (s *Stream) waitLocked(blocking bool) {
 type waiters struct{ first, last *Stream }
 
 func (w *waiters) add(s *Stream) {
-	if s.queued {
+	if s.list != nil {
 		return
 	}
-	s.queued = true
+	s.list = w
 	if s.before = w.last; s.before != nil {
 		s.before.after = s
 	} else {
@@ -200,7 +213,7 @@ func (w *waiters) add(s *Stream) {
 }
 
 func (w *waiters) remove(s *Stream) {
-	if !s.queued {
+	if s.list != w {
 		return
 	}
 	if s.before != nil {
@@ -213,7 +226,7 @@ func (w *waiters) remove(s *Stream) {
 	} else {
 		w.last = s.before
 	}
-	s.queued, s.before, s.after = false, nil, nil
+	s.list, s.before, s.after = nil, nil, nil
 }
 
 // wakeLocked releases a blocked Write.

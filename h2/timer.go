@@ -51,6 +51,9 @@ func (c *Conn) onTimer() {
 	if c.blockAt != 0 && late(c.blockAt+int64(cfg.SettingsTimeout)) {
 		over = &Error{Kind: KindTimeout, Code: EnhanceYourCalm, Debug: "unfinished header block"}
 	}
+	if c.lowAt != 0 && late(c.lowAt+tightAfter) {
+		c.tightenLocked()
+	}
 	if c.drainAt != 0 && late(c.drainAt) {
 		c.drainLocked()
 	}

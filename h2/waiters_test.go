@@ -1,6 +1,8 @@
 package h2
 
 import (
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -23,11 +25,8 @@ func TestWaitersAreForgotten(t *testing.T) {
 	t.Run("client", func(t *testing.T) {
 		c, _ := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true})
 		<-c.Ready()
-		first := mustOpen(t, c, false, newRecorder(t))
-		if n, err := first.TryWrite(make([]byte, protocolWindow+1), false); err != nil || n != protocolWindow {
-			t.Fatal(n, err)
-		}
-		c.Flush()
+		useUp(t, c)
+		before := waiting(c)
 		const n = 100
 		var open []*Stream
 		for range n {
@@ -37,7 +36,7 @@ func TestWaitersAreForgotten(t *testing.T) {
 			}
 			open = append(open, s)
 		}
-		if got := waiting(c); got != n { // the first waits for its own window
+		if got := waiting(c) - before; got != n {
 			t.Fatalf("%d streams wait, want %d", got, n)
 		}
 		for i := range n / 4 { // from the start, from the end, from the middle
@@ -50,23 +49,31 @@ func TestWaitersAreForgotten(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := waiting(c); got != 0 {
+		if got := waiting(c) - before; got != 0 {
 			t.Errorf("%d streams wait, want none", got)
 		}
 	})
 	t.Run("server", func(t *testing.T) {
 		body := make([]byte, protocolWindow)
-		c, p := serverAgainst(t, Config{}, func(s *Stream, _ []Field, _ bool) Receiver {
+		c, p := serverAgainst(t, Config{}, func(s *Stream, f []Field, _ bool) Receiver {
+			size, err := strconv.Atoi(strings.Trim(f[2].Value, "/"))
+			if err != nil {
+				t.Error(err)
+			}
 			_ = s.WriteHeaders([]Field{{Name: ":status", Value: "200"}}, false)
-			_, _ = s.TryWrite(body, true)
+			_, _ = s.TryWrite(body[:size], true)
 			return &sink{}
 		}, wiretest.Options{HoldWindows: true, DiscardData: true})
-		p.Open(p.Request("/first"), true) // it uses up the connection's window
+		const few, most = 15, 4096
+		for range few { // these use up the connection's window
+			p.Open(p.Request("/"+strconv.Itoa(most)), true)
+		}
+		p.Open(p.Request("/"+strconv.Itoa(protocolWindow-few*most)), true)
 		const n = 1000
 		for i := range n {
-			id := p.Open(p.Request("/next"), true)
+			id := p.Open(p.Request("/65535"), true)
 			if i%100 == 99 {
-				until(t, "streams", func() bool { return c.Stats().Opened == uint64(i+2) })
+				until(t, "streams", func() bool { return c.Stats().Opened == uint64(few+i+2) })
 			}
 			p.WriteReset(id, http2.ErrCodeCancel)
 		}
@@ -84,10 +91,7 @@ func TestWaitersAreForgotten(t *testing.T) {
 func TestWaitersAreServedInOrder(t *testing.T) {
 	c, p := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true})
 	<-c.Ready()
-	first := mustOpen(t, c, false, newRecorder(t))
-	if n, err := first.TryWrite(make([]byte, protocolWindow), false); err != nil || n != protocolWindow {
-		t.Fatal(n, err)
-	}
+	useUp(t, c)
 	order := make(chan uint32, 10)
 	var open []*Stream
 	for range 5 {

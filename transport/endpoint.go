@@ -158,18 +158,25 @@ func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver)
 }
 
 // tryOpen opens a stream on one of the connections. Where none has room it returns neither stream nor error; an error means
-// that to wait does not help.
+// that to wait does not help. Connections whose window is nearly used up by streams that stall come last: another was dialled
+// when they became so (nearlyFull).
 func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
-	for _, c := range *e.conns.Load() {
-		s, err := c.OpenStream(fields, end, recv)
-		if err == nil {
-			if !c.used.Load() {
-				c.used.Store(true)
+	conns := *e.conns.Load()
+	for _, tight := range [...]bool{false, true} {
+		for _, c := range conns {
+			if c.Tight() != tight {
+				continue
 			}
-			return s, nil
-		}
-		if err.Kind == h2.KindHeaderListSize {
-			return nil, FromStream(err, e.Address())
+			s, err := c.OpenStream(fields, end, recv)
+			if err == nil {
+				if !c.used.Load() {
+					c.used.Store(true)
+				}
+				return s, nil
+			}
+			if err.Kind == h2.KindHeaderListSize {
+				return nil, FromStream(err, e.Address())
+			}
 		}
 	}
 	return nil, nil
@@ -289,7 +296,7 @@ func (e *Endpoint) nearlyFull(c *conn) {
 	defer e.mu.Unlock()
 	conns := *e.conns.Load()
 	for _, c := range conns {
-		if free := c.Available(); free > (free+c.Streams())/8 {
+		if free := c.Available(); !c.Tight() && free > (free+c.Streams())/8 {
 			return
 		}
 	}
