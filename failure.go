@@ -63,6 +63,8 @@ type failure struct {
 	source  call.Source
 	// endpoint is the address of the upstream that failed, empty if none did.
 	endpoint string
+	// httpStatus is what the code stands for, if source is SourceHTTP.
+	httpStatus int
 	// err has more for the log.
 	err error
 }
@@ -157,7 +159,7 @@ func deadlineExceeded() *failure {
 // fromHTTP maps an answer that is not gRPC, by gRPC's http-grpc-status-mapping.md. The start of a textual body goes
 // into the message, since it is often the only hint at what answered.
 func fromHTTP(status int, contentType string, body []byte, endpoint string) *failure {
-	f := &failure{code: grpcwire.FromHTTPStatus(status), endedBy: call.EndedByUpstream, source: call.SourceHTTP, endpoint: endpoint}
+	f := &failure{code: grpcwire.FromHTTPStatus(status), endedBy: call.EndedByUpstream, source: call.SourceHTTP, endpoint: endpoint, httpStatus: status}
 	switch {
 	case status == 0:
 		f.reason, f.message = reasonHTTPStatus, "the upstream answered without an HTTP status"

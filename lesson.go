@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
@@ -20,7 +21,8 @@ type lesson struct {
 	start time.Time
 	// asked is when the last piece of the request was sent before the answer began, in nanoseconds after start.
 	asked    atomic.Int64
-	answered bool // the connection reader's
+	answered bool         // the connection reader's
+	served   atomic.Int64 // from asked to the answer's first message, in nanoseconds; 0 before it
 	report   []byte
 	work     *upstream.Work // nil unless counted
 	trial    upstream.Trial // set if the endpoint is on probation, and this is its one call
@@ -38,7 +40,7 @@ func (a *attempt) begin() bool {
 		a.end.State.Begin()
 	}
 	needs := &a.view.Needs
-	if needs.Attempts || needs.FirstMessage || a.x.h.observes.latency {
+	if needs.Attempts || a.timesAnswer() {
 		a.lesson.start = time.Now()
 	}
 	if needs.Work {
@@ -47,9 +49,12 @@ func (a *attempt) begin() bool {
 	return true
 }
 
+// timesAnswer tells whether anybody wants to know how long the answer's first message takes.
+func (a *attempt) timesAnswer() bool { return a.view.Needs.FirstMessage || a.x.h.observes.latency }
+
 // asked notes that a piece of the request was sent.
 func (a *attempt) asked() {
-	if a.view.Needs.FirstMessage {
+	if a.timesAnswer() {
 		a.lesson.asked.Store(int64(time.Since(a.lesson.start)))
 	}
 }
@@ -61,8 +66,12 @@ func (a *attempt) responded(yes bool) {
 		return
 	}
 	l.answered = true
-	if a.view.Needs.FirstMessage {
-		a.view.Learner.Responded(a.index, time.Since(l.start)-time.Duration(l.asked.Load()))
+	if a.timesAnswer() {
+		served := time.Since(l.start) - time.Duration(l.asked.Load())
+		l.served.Store(int64(served))
+		if a.view.Needs.FirstMessage {
+			a.view.Learner.Responded(a.index, served)
+		}
 	}
 	if l.trial != 0 {
 		a.x.h.HealthChecks.Responded(a.end.State, l.trial)
@@ -103,7 +112,9 @@ func (a *attempt) failed(err *transport.Error) {
 		return
 	}
 	f := fromTransport(err)
-	a.teach(&call.Attempt{Code: f.code, Source: f.source, EndedBy: endedBy(err, f.endedBy)})
+	r := call.Attempt{Code: f.code, Source: f.source, EndedBy: endedBy(err, f.endedBy)}
+	a.blame(&r, f)
+	a.teach(&r)
 }
 
 // over tells the policy of the attempt that the call ended with.
@@ -120,8 +131,53 @@ func (a *attempt) over() {
 	}
 	if f := x.result; f != nil {
 		r.EndedBy = endedBy(f.err, r.EndedBy)
+		a.blame(&r, f)
+	}
+	if r.EndedBy == call.EndedByDeadline && x.firstByte == 0 && a.stream != nil {
+		r.Connection = a.stream.Conn()
 	}
 	a.teach(&r)
+}
+
+// blame says what has led to a status that the upstream did not send itself.
+func (a *attempt) blame(r *call.Attempt, f *failure) {
+	r.HTTPStatus = f.httpStatus
+	var e *transport.Error
+	if !errors.As(f.err, &e) {
+		if f.endedBy == call.EndedByUpstream && f.source == call.SourceProxy {
+			r.Cause = call.CauseAnswer // it made no sense
+		}
+		return
+	}
+	switch e.Kind {
+	case transport.KindDial, transport.KindTLS, transport.KindALPN, transport.KindNotHTTP2:
+		r.Cause, r.Incident = call.CauseConnect, e // all that wait for a dial get the same error
+		if a.x.h.Transport.ProxyProtocol != "" {
+			// The connection would have been this client's own, and its address is the first thing that the upstream
+			// learns: that may be why it does not want it.
+			r.Cause, r.Incident = call.CauseRefused, nil
+		}
+	case transport.KindBackoff, transport.KindGoAway:
+		r.Cause = call.CauseRefused
+	case transport.KindReset:
+		r.Cause = call.CauseAnswer
+		if e.Code == h2.RefusedStream {
+			r.Cause = call.CauseRefused
+		}
+	case transport.KindTimeout:
+		r.Cause = call.CauseSilence
+		if a.stream != nil {
+			r.Incident = weak.Make(a.stream.Conn())
+		}
+	case transport.KindConnLost:
+		r.Cause = call.CauseLost
+	case transport.KindProtocol:
+		r.Cause = call.CauseAnswer
+	case transport.KindHeaderListSize, transport.KindRequestTooLarge:
+		r.Cause = call.CauseSize
+	case transport.KindQueueFull, transport.KindQueueTimeout, transport.KindCanceled, transport.KindLocal:
+		// Not the upstream's.
+	}
 }
 
 // endedBy says who ended an attempt: where an upstream or the way to it has failed, the proxy made the status, but that is not
@@ -145,6 +201,7 @@ func (a *attempt) teach(r *call.Attempt) {
 	r.LoadReport = l.report
 	if !l.start.IsZero() {
 		r.Start, r.Latency = l.start, time.Since(l.start)
+		r.Served = time.Duration(l.served.Load())
 	}
 	if a.view.Needs.Attempts {
 		a.view.Learner.Done(a.index, r)

@@ -5,6 +5,7 @@
 package call
 
 import (
+	"context"
 	"crypto/tls"
 	"net/netip"
 	"time"
@@ -138,13 +139,53 @@ type Attempt struct {
 	EndedBy EndedBy
 	// Source says where the code came from. SourceProxy with EndedByUpstream: the upstream or its connection broke.
 	Source Source
+	// Cause says more of a failure whose status the proxy made, and Incident which: attempts that one failed dial, or the
+	// end of one connection, has ended have the same. It is comparable, and nil where nothing can have ended others too.
+	Cause    Cause
+	Incident any
+	// HTTPStatus is what the code stands for, if Source is SourceHTTP.
+	HTTPStatus int
 	// Start is when the endpoint was picked; Latency is from there to the end.
 	Start   time.Time
 	Latency time.Duration
+	// Served is how much of that the endpoint took: from the last piece of the request that was sent before the answer
+	// began, to the answer's first message or its end. 0: not known.
+	Served time.Duration
+	// Connection is the one that the attempt was on, if its deadline ran out and nothing at all of an answer had come.
+	Connection Connection
 	// SentBytes and ReceivedBytes are of gRPC framing, without HTTP/2's own; messages likewise.
 	SentBytes, ReceivedBytes       int64
 	SentMessages, ReceivedMessages int64
 	// LoadReport is the endpoint's xds.data.orca.v3.OrcaLoadReport in wire format, nil when it sent none or none was
 	// asked for.
 	LoadReport []byte
+}
+
+// Cause says what has ended an attempt whose status the proxy made.
+type Cause uint8
+
+const (
+	// CauseUnknown: no more is known than what the attempt's other fields say.
+	CauseUnknown Cause = iota
+	// CauseConnect: the endpoint could not be connected to.
+	CauseConnect
+	// CauseSilence: the connection was given up, since the endpoint took or said nothing for too long.
+	CauseSilence
+	// CauseLost: the connection has ended, and the attempt with it.
+	CauseLost
+	// CauseRefused: the attempt did not get as far as the endpoint's application, and that says nothing of how it is: it
+	// refused the stream, is leaving (GOAWAY), or is not connected to at the moment.
+	CauseRefused
+	// CauseAnswer: the endpoint has reset the stream, or its answer was malformed or had no end.
+	CauseAnswer
+	// CauseSize: metadata was larger than one of the two sides accepts.
+	CauseSize
+)
+
+// Connection is a connection to an endpoint, as far as those need to know it who judge the endpoint.
+type Connection interface {
+	// Silence is for how long nothing has come from the endpoint.
+	Silence() time.Duration
+	// Alive asks the endpoint for a sign of life, and waits for it until ctx ends. known is false if that says nothing.
+	Alive(ctx context.Context) (alive, known bool)
 }

@@ -1,16 +1,21 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -21,6 +26,117 @@ var fieldHealth = []fieldCase{
 		"in a trial slow_start without a health check gave a new upstream its full share at once; Envoy's slow start mode counts from when a host is added",
 		slowStartOfNewUpstream,
 	},
+	{
+		"what a client provokes ejects nobody",
+		"a client that made a service echo a blank in a status message took it out for everybody; what an upstream answers to one client's request must not count against it",
+		provokedAnswers,
+	},
+	{
+		"a connection that ends for one stream ejects nobody",
+		"nginx and HAProxy close the connection of all clients over one request that they do not like; outlier_detection then ejected them, and 142 of 194 calls failed instead of 58 of 142",
+		lostConnections,
+	},
+}
+
+const touchy = "lb_policy round_robin\n\tfail_duration 1m\n\toutlier_detection {\n\t\tconsecutive_failures 1\n\t\tconsecutive_local_failures 1\n\t\tmax_ejection_percent 100\n\t}\n"
+
+func provokedAnswers(t *testing.T) {
+	backends := start(t, 2)
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addrs(backends) + " {\n\t" + touchy + "}"})
+	c := client(t, p.H2C)
+	spread(t, c, 4, 1, backends...)
+	cc := dial(t, p.H2C, nil)
+	usable := func(after string) {
+		t.Helper()
+		for _, b := range backends {
+			if st := stateOf(t, b.Addr()).Status(); st.Condition != upstream.ConditionHealthy {
+				t.Fatalf("after %s, %s is %v: %s", after, b.Name(), st.Condition, st.Text)
+			}
+		}
+	}
+	for _, what := range provocations {
+		what.provoke(t, cc)
+		usable(what.name)
+	}
+	// Nor does a status message with a blank at its end, whatever becomes of it.
+	for range 8 {
+		err := asks(backendtest.KeyStatus, "NOT_FOUND", backendtest.KeyMessageBin, "no such user: ")(within(t, timeout), cc)
+		if err == nil {
+			t.Error("a call that is to fail succeeds")
+		}
+	}
+	usable("a blank")
+	spread(t, c, 4, 1, backends...)
+	for _, b := range backends {
+		if b.Accepted() != 1 {
+			t.Errorf("%d connections to %s: the first was ended", b.Accepted(), b.Name())
+		}
+	}
+}
+
+func lostConnections(t *testing.T) {
+	ends := map[string]func(c *wiretest.Conn, stream uint32){
+		"/x.Y/GoAway": func(c *wiretest.Conn, stream uint32) {
+			c.WriteGoAway(stream, http2.ErrCodeProtocol, "trailers")
+			c.Close()
+		},
+		"/x.Y/Calm": func(c *wiretest.Conn, _ uint32) {
+			c.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, "too many resets")
+			c.Close()
+		},
+		"/x.Y/Close":   func(c *wiretest.Conn, _ uint32) { c.Close() },
+		"/x.Y/Abort":   func(c *wiretest.Conn, _ uint32) { c.Abort() },
+		"/x.Y/Illegal": func(c *wiretest.Conn, _ uint32) { c.WriteData(0, []byte("x"), true) },
+		"/x.Y/Reset":   func(c *wiretest.Conn, stream uint32) { c.WriteReset(stream, http2.ErrCodeProtocol) },
+		"/x.Y/Fault":   func(c *wiretest.Conn, stream uint32) { c.WriteReset(stream, http2.ErrCodeInternal) },
+	}
+	l := wiretest.Listen(t)
+	var waiting atomic.Int32
+	l.Serve(func(c *wiretest.Conn) {
+		for {
+			f := c.ExpectHeaders()
+			end, ok := ends[f.Get(":path")]
+			if !ok {
+				waiting.Add(1)
+				continue
+			}
+			end(c, f.Stream)
+			if p := f.Get(":path"); p != "/x.Y/Reset" && p != "/x.Y/Fault" {
+				return
+			}
+		}
+	})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + l.Addr() + " {\n\t" + touchy + "}"})
+	cc := dial(t, p.H2C, nil)
+	call := func(path string) error {
+		return cc.Invoke(within(t, timeout), path, new(testgrpc.Empty), new(testgrpc.Empty))
+	}
+	for path := range ends {
+		waiting.Store(0)
+		const others = 6
+		var ended atomic.Int32
+		var wg sync.WaitGroup
+		ctx, cancel := context.WithCancel(t.Context())
+		for range others {
+			wg.Go(func() {
+				_ = cc.Invoke(ctx, "/x.Y/Wait", new(testgrpc.Empty), new(testgrpc.Empty))
+				ended.Add(1)
+			})
+		}
+		eventually(t, "the others' calls are there", func() bool { return waiting.Load() >= others })
+		if err := call(path); err == nil {
+			t.Errorf("%s succeeds", path)
+		}
+		if path != "/x.Y/Reset" && path != "/x.Y/Fault" {
+			// Those that were certainly not processed have come back on another connection.
+			eventually(t, "the others' calls have ended with their connection", func() bool { return ended.Load()+waiting.Load() >= 2*others })
+		}
+		cancel()
+		wg.Wait()
+		if s := stateOf(t, l.Addr()); s.Has(upstream.Ejected | upstream.Failing) {
+			t.Fatalf("after %s: %s", path, s.Status().Text)
+		}
+	}
 }
 
 func slowStartOfNewUpstream(t *testing.T) {

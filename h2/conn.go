@@ -99,6 +99,8 @@ type Conn struct {
 	kaSentAt       int64 // nano of the unanswered keepalive PING, 0 if none
 	drainAt        int64 // nano at which the drain goes on without its PING's answer
 	blockAt        int64 // nano at which an unfinished header block was begun, 0 if none
+	probes         uint8 // PINGs of Alive since the last answer
+	probeAt        int64 // nano of the last of them, 0 before the first
 	idleAt         int64 // nano since which the connection is idle, 0 while it is not
 
 	lim limits

@@ -180,6 +180,7 @@ func (c *Conn) onResponse(s *Stream, end bool) *Error {
 	}
 	s.headDone = true
 	c.lim.answered()
+	c.probes = 0
 	if end {
 		c.endReceivedLocked(s)
 	}

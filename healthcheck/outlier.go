@@ -42,8 +42,8 @@ type OutlierDetection struct {
 	// How many failures in a row, answered by the upstream, eject it. A negative value turns that off. Default: `5`.
 	ConsecutiveFailures int `json:"consecutive_failures,omitempty"`
 
-	// How many attempts without an answer (connection refused or lost, stream reset), with no good one in between, eject
-	// it. A negative value turns that off. Default: `5`.
+	// How many attempts without an answer (it cannot be connected to, or hangs), with no good one in between, eject it. A
+	// negative value turns that off. Default: `5`.
 	ConsecutiveLocalFailures int `json:"consecutive_local_failures,omitempty"`
 
 	// Ejects upstreams whose success rate is far below the others'. Default: off.
@@ -87,7 +87,8 @@ type FailurePercentage struct {
 }
 
 // Latency ejects upstreams whose mean latency in an interval is more than `factor` times the median of all upstreams'
-// means, and above it by at least `minimum_difference`. Only successful RPCs with one message in each direction count.
+// means, and above it by at least `minimum_difference`. Only successful RPCs with one message in each direction count, and of
+// them the time from when the upstream has the request to when the answer comes.
 type Latency struct {
 	// Default: `3`.
 	Factor float64 `json:"factor,omitempty"`

@@ -1,9 +1,11 @@
 package healthcheck
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -69,28 +71,37 @@ func (g *group) ejected() []int {
 	return list
 }
 
+// The table of judge, row by row: what a client can provoke counts for nothing.
 func TestJudge(t *testing.T) {
-	p := &Passive{DeadlineFailureAfter: testSecond}
+	p := &Passive{DeadlineFailureAfter: testSecond, OutlierDetection: new(OutlierDetection)}
 	if err := p.Provision(caddy.Context{}); err != nil {
 		t.Fatal(err)
 	}
 	for code := range grpcwire.Code(20) {
 		want := good
 		switch code {
-		case grpcwire.Unavailable, grpcwire.Internal, grpcwire.Unknown, grpcwire.DataLoss, grpcwire.DeadlineExceeded:
+		case grpcwire.Unavailable, grpcwire.DataLoss:
 			want = failed
-		case grpcwire.Canceled:
+		case grpcwire.Internal, grpcwire.Unknown, grpcwire.DeadlineExceeded, grpcwire.Canceled:
 			want = neutral
 		}
 		if is := p.judge(&call.Attempt{Code: code}); is != want {
 			t.Errorf("%v from the upstream: %v, want %v", code, is, want)
 		}
 	}
+	http := func(status int) call.Attempt {
+		return call.Attempt{Code: grpcwire.FromHTTPStatus(status), Source: call.SourceHTTP, HTTPStatus: status}
+	}
+	broke := func(cause call.Cause, code grpcwire.Code) call.Attempt {
+		return call.Attempt{Code: code, Source: call.SourceProxy, Cause: cause}
+	}
 	deadline := call.Attempt{Code: grpcwire.DeadlineExceeded, EndedBy: call.EndedByDeadline, Source: call.SourceProxy}
 	long := deadline
 	long.Latency = time.Second
 	longAnswered := long
 	longAnswered.ReceivedBytes = 1
+	silent := deadline
+	silent.Connection = new(wire)
 	for _, tc := range []struct {
 		name string
 		a    call.Attempt
@@ -98,11 +109,26 @@ func TestJudge(t *testing.T) {
 	}{
 		{"client gone", attemptGone, neutral},
 		{"limit of the proxy", attemptLimited, neutral},
-		{"connection broken", attemptBroken, broken},
-		{"stream broken after messages", call.Attempt{Code: grpcwire.Internal, Source: call.SourceProxy, ReceivedMessages: 100, Latency: time.Hour}, broken},
-		{"HTTP 503", call.Attempt{Code: grpcwire.Unavailable, Source: call.SourceHTTP}, failed},
-		{"HTTP 404", call.Attempt{Code: grpcwire.Unimplemented, Source: call.SourceHTTP}, good},
+		{"broken, nobody knows how", attemptBroken, broken},
+		{"cannot connect", broke(call.CauseConnect, grpcwire.Unavailable), broken},
+		{"connection dead", broke(call.CauseSilence, grpcwire.Unavailable), broken},
+		{"connection lost", broke(call.CauseLost, grpcwire.Unavailable), neutral},
+		{"connection lost after messages", call.Attempt{Code: grpcwire.Unavailable, Source: call.SourceProxy, Cause: call.CauseLost, ReceivedMessages: 100, Latency: time.Hour}, neutral},
+		{"refused", broke(call.CauseRefused, grpcwire.Unavailable), neutral},
+		{"reset", broke(call.CauseAnswer, grpcwire.Internal), neutral},
+		{"malformed", broke(call.CauseAnswer, grpcwire.Unknown), neutral},
+		{"reset with ENHANCE_YOUR_CALM", broke(call.CauseAnswer, grpcwire.ResourceExhausted), neutral},
+		{"metadata too large", broke(call.CauseSize, grpcwire.ResourceExhausted), neutral},
+		{"HTTP 502", http(502), failed},
+		{"HTTP 503", http(503), failed},
+		{"HTTP 504", http(504), neutral},
+		{"HTTP 429", http(429), neutral},
+		{"HTTP 500", http(500), neutral},
+		{"HTTP 431", http(431), neutral},
+		{"HTTP 400", http(400), neutral},
+		{"HTTP 404", http(404), good},
 		{"short deadline", deadline, neutral},
+		{"short deadline, nothing came", silent, doubtful},
 		{"long deadline", long, broken},
 		{"long deadline, answered", longAnswered, neutral},
 	} {
@@ -110,14 +136,134 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tc.name, is, tc.want)
 		}
 	}
-	own := &Passive{FailureCodes: []grpcwire.CodeText{"RESOURCE_EXHAUSTED", "14"}}
+	own := &Passive{FailureCodes: []grpcwire.CodeText{"RESOURCE_EXHAUSTED", "14", "INTERNAL"}}
 	if err := own.Provision(caddy.Context{}); err != nil {
 		t.Fatal(err)
 	}
-	for code, want := range map[grpcwire.Code]outcome{grpcwire.ResourceExhausted: failed, grpcwire.Unavailable: failed, grpcwire.Internal: good} {
+	for code, want := range map[grpcwire.Code]outcome{
+		grpcwire.ResourceExhausted: failed, grpcwire.Unavailable: failed, grpcwire.Internal: failed, grpcwire.DataLoss: neutral, grpcwire.NotFound: good,
+	} {
 		if is := own.judge(&call.Attempt{Code: code}); is != want {
 			t.Errorf("%v with codes of its own: %v, want %v", code, is, want)
 		}
+	}
+	for _, tc := range []struct {
+		a    call.Attempt
+		want outcome
+	}{
+		{broke(call.CauseAnswer, grpcwire.Internal), failed}, {broke(call.CauseAnswer, grpcwire.Unknown), neutral},
+		{broke(call.CauseLost, grpcwire.Unavailable), neutral}, {http(429), neutral}, {http(400), failed},
+	} {
+		if is := own.judge(&tc.a); is != tc.want {
+			t.Errorf("%+v with codes of its own: %v, want %v", tc.a, is, tc.want)
+		}
+	}
+}
+
+// One dial that has failed, or one connection that was given up, counts once, however many attempts it has ended.
+func TestIncidentsCountOnce(t *testing.T) {
+	g := newGroup(t, 2, &Passive{OutlierDetection: &OutlierDetection{ConsecutiveLocalFailures: 3}})
+	defer g.close()
+	failedDial := func() call.Attempt {
+		a := attemptBroken
+		a.Cause, a.Incident = call.CauseConnect, new(int)
+		return a
+	}
+	first, second := failedDial(), failedDial()
+	for range 10 { // those who waited need not hear of it one dial after the other
+		g.observe(0, 1, first)
+		g.observe(0, 1, second)
+	}
+	if e := g.ejected(); e != nil {
+		t.Fatalf("ejected %v by two dials", e)
+	}
+	g.observe(0, 1, failedDial())
+	if e := g.ejected(); !slices.Equal(e, []int{0}) {
+		t.Errorf("ejected %v by three dials", e)
+	}
+}
+
+// wire is a connection to an endpoint that answers PINGs, or does not.
+type wire struct {
+	hangs, unknown bool
+	silence        time.Duration
+	asked          atomic.Int32
+}
+
+func (w *wire) Silence() time.Duration { return w.silence }
+
+func (w *wire) Alive(ctx context.Context) (alive, known bool) {
+	w.asked.Add(1)
+	if w.hangs {
+		<-ctx.Done()
+	}
+	return !w.hangs, !w.unknown
+}
+
+// An attempt whose deadline ran out without a byte counts if the endpoint does not answer a PING either, and whatever the
+// deadline was. A client in a hurry ejects nobody.
+func TestDeadlineWithoutByte(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		wire    *wire
+		latency time.Duration
+		ejected bool
+		asked   int32
+	}{
+		{"hangs", &wire{hangs: true, silence: time.Second}, time.Second, true, 1},
+		{"hangs, in a hurry", &wire{hangs: true, silence: time.Second}, time.Millisecond, true, 1},
+		{"slow", &wire{silence: time.Second}, time.Second, false, 10},
+		{"in a hurry", &wire{silence: time.Hour}, 0, false, 10},
+		{"spoke just now", &wire{hangs: true, silence: 400 * time.Millisecond}, time.Second, false, 0},
+		{"cannot be asked", &wire{hangs: true, unknown: true, silence: time.Second}, time.Second, false, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newGroup(t, 3, &Passive{OutlierDetection: new(OutlierDetection)})
+				defer after(2 * pingPatience)
+				defer g.close()
+				a := call.Attempt{
+					Code: grpcwire.DeadlineExceeded, EndedBy: call.EndedByDeadline, Source: call.SourceProxy, Latency: tc.latency, Connection: tc.wire,
+				}
+				for range 10 {
+					g.observe(0, 1, a)
+					after(10 * time.Millisecond)
+				}
+				if e := g.ejected(); e != nil {
+					t.Errorf("ejected %v before there can be an answer", e)
+				}
+				after(2 * pingPatience)
+				if got := g.ejected() != nil; got != tc.ejected || tc.wire.asked.Load() != tc.asked {
+					t.Errorf("ejected %v, want %v; asked %d times, want %d", got, tc.ejected, tc.wire.asked.Load(), tc.asked)
+				}
+				g.observe(0, 1, a) // its configuration goes before there is an answer
+			})
+		})
+	}
+}
+
+// The trial of an endpoint that still hangs fails, and that of one that only was too slow is another call's.
+func TestTrialWithoutByte(t *testing.T) {
+	for _, hangs := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGroup(t, 3, &Passive{OutlierDetection: &OutlierDetection{BaseEjectionTime: testSecond}})
+			defer g.close()
+			s := g.states[0]
+			g.observe(0, 5, attemptFailed)
+			after(time.Second)
+			trial, ok := s.TryBegin()
+			if !ok || trial == 0 {
+				t.Fatal("no trial")
+			}
+			g.p.Observe(s, &call.Attempt{
+				Code: grpcwire.DeadlineExceeded, EndedBy: call.EndedByDeadline, Latency: time.Second, Connection: &wire{hangs: hangs, silence: time.Second},
+			}, trial)
+			s.End()
+			after(pingPatience)
+			if got := s.Has(upstream.Ejected); got != hangs || s.Has(upstream.OnTrial) {
+				t.Errorf("hangs %v: ejected again %v, on trial %v", hangs, got, s.Has(upstream.OnTrial))
+			}
+		})
 	}
 }
 

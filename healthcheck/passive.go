@@ -24,20 +24,23 @@ type Passive struct {
 	// How many failures within `fail_duration` are too many. Default: `1`.
 	MaxFails int `json:"max_fails,omitempty"`
 
-	// An attempt that succeeds but takes so long counts as a failure for `max_fails`. Attempts with more than one message
-	// in either direction, streams, do not. Default: off.
+	// An attempt that succeeds, but for whose first message the upstream takes so long when it has the request, counts as a
+	// failure for `max_fails`. Attempts with more than one message in either direction, streams, do not. Default: off.
 	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
 
 	// How many RPCs an upstream may have in flight; with so many or more it gets no further ones. If several handlers use the
 	// upstream, their RPCs add up, and the lowest limit counts. Default: no limit.
 	UnhealthyRequestCount int `json:"unhealthy_request_count,omitempty"`
 
-	// The gRPC codes that count as failures, by name or number. Default: `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`,
-	// `DATA_LOSS` and `DEADLINE_EXCEEDED`.
+	// The gRPC codes that count as failures, by name or number. Default: `UNAVAILABLE` and `DATA_LOSS`, which servers send for
+	// their own sake only. `INTERNAL`, `UNKNOWN` and `DEADLINE_EXCEEDED` are what a client can get from any server, by a request
+	// that cannot be read, one that its code does not expect, and a deadline that is too short: name them where all clients are
+	// trusted.
 	FailureCodes []grpcwire.CodeText `json:"failure_codes,omitempty"`
 
 	// An RPC whose deadline ran out at the proxy counts as a failure if the upstream had at least so much time for it and
-	// sent nothing. Shorter deadlines say more about the client. Default: off.
+	// sent nothing, even if it is otherwise alive. Default: off; such an RPC counts only if the upstream does not answer a PING
+	// of its connection within a second either.
 	DeadlineFailureAfter caddy.Duration `json:"deadline_failure_after,omitempty"`
 
 	// Ejects upstreams that do worse than the others, or fail several times in a row. Default: off.
@@ -51,10 +54,8 @@ type Passive struct {
 	sweeper *time.Timer
 }
 
-// defaultFailures are the codes by which a server says that it, and not the caller, is to blame.
-var defaultFailures = []grpcwire.Code{
-	grpcwire.Unavailable, grpcwire.Internal, grpcwire.Unknown, grpcwire.DataLoss, grpcwire.DeadlineExceeded,
-}
+// defaultFailures are the codes by which a server says that it, and not the caller, is to blame; see judge.go.
+var defaultFailures = []grpcwire.Code{grpcwire.Unavailable, grpcwire.DataLoss}
 
 // codeSet is a set of codes; those that are not assigned are never in it.
 type codeSet uint32
@@ -121,7 +122,7 @@ func (p *Passive) Start(logger *zap.Logger) { p.logger = logger }
 
 // NeedsLatency tells whether call.Attempt's Start and Latency are of interest.
 func (p *Passive) NeedsLatency() bool {
-	return p.UnhealthyLatency > 0 || p.DeadlineFailureAfter > 0 || p.OutlierDetection != nil && p.OutlierDetection.Latency != nil
+	return p.UnhealthyLatency > 0 || p.DeadlineFailureAfter > 0 || p.FailDuration > 0 || p.OutlierDetection != nil
 }
 
 // Attend counts what happens on an endpoint from now on until stop is called. It is a cluster.Companion.
@@ -157,45 +158,6 @@ func (p *Passive) attend(address string, s *upstream.State) (stop func()) {
 	}
 }
 
-// outcome is what an attempt says about its endpoint.
-type outcome uint8
-
-const (
-	// neutral: nothing.
-	neutral outcome = iota
-	// good: it answered, and not with a failure of its own.
-	good
-	// failed: it answered, but with a failure of its own.
-	failed
-	// broken: it did not answer; the proxy made the status ("local origin").
-	broken
-)
-
-// judge classifies an attempt.
-func (p *Passive) judge(a *call.Attempt) outcome {
-	switch a.EndedBy {
-	case call.EndedByClient, call.EndedByProxy:
-		return neutral
-	case call.EndedByDeadline:
-		d := time.Duration(p.DeadlineFailureAfter)
-		if d > 0 && a.Latency >= d && a.ReceivedBytes == 0 {
-			return broken
-		}
-		return neutral
-	case call.EndedByUpstream:
-		switch {
-		case a.Source == call.SourceProxy:
-			return broken
-		case p.counted.has(a.Code):
-			return failed
-		case a.Code == grpcwire.Canceled:
-			return neutral // the server gave up for its client's sake
-		}
-		return good
-	}
-	return neutral
-}
-
 // Observe takes how an attempt on the endpoint went, once, at its end. trial is what State.TryBegin returned for it.
 func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial upstream.Trial) {
 	r, _ := s.Recorder().(*record)
@@ -203,20 +165,29 @@ func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial upstream.Tri
 		s.EndTrial(trial)
 		return
 	}
+	switch is := p.judge(a); {
+	case is == doubtful && p.doubt(s, r, a, trial):
+	case is == broken && a.Incident != nil && !r.isNew(a.Incident):
+		p.count(s, r, neutral, a, trial)
+	default:
+		p.count(s, r, is, a, trial)
+	}
+}
+
+// count counts an attempt.
+func (p *Passive) count(s *upstream.State, r *record, is outcome, a *call.Attempt, trial upstream.Trial) {
 	if trial <= upstream.Trial(r.earlier.Load()) {
 		trial = 0 // it began before the present ejection, and says nothing of it
 	}
-	o := p.judge(a)
-	switch o {
-	case neutral:
+	switch is {
+	case neutral, doubtful:
 		s.EndTrial(trial)
-		return
 	case good:
 		r.good(a, p.OutlierDetection)
 		if trial != 0 {
 			r.readmit()
 		}
-		if d := time.Duration(p.UnhealthyLatency); d > 0 && a.Latency >= d && a.SentMessages <= 1 && a.ReceivedMessages <= 1 {
+		if d := time.Duration(p.UnhealthyLatency); d > 0 && served(a) >= d && a.SentMessages <= 1 && a.ReceivedMessages <= 1 {
 			p.remember(r)
 		}
 	case failed, broken:
@@ -224,10 +195,10 @@ func (p *Passive) Observe(s *upstream.State, a *call.Attempt, trial upstream.Tri
 			p.remember(r)
 		}
 		if p.OutlierDetection != nil {
-			p.failure(s, r, o, a.Code)
+			p.failure(s, r, is, a.Code)
 		}
 		if trial != 0 {
-			r.relapse(p.OutlierDetection, trial, o, a.Code)
+			r.relapse(p.OutlierDetection, trial, is, a.Code)
 		}
 	}
 }

@@ -34,6 +34,8 @@ type record struct {
 	decayed   time.Time
 	lastFail  time.Duration // fail_duration of who set Failing
 	failTimer *time.Timer
+	doubts    map[call.Connection]*doubt
+	incidents [4]any // the last that have counted
 }
 
 func recordOf(s *upstream.State) *record {
@@ -106,7 +108,7 @@ func (r *record) good(a *call.Attempt, o *OutlierDetection) {
 	}
 	r.goods.Add(1)
 	if o.Latency != nil && a.Code == grpcwire.OK && a.SentMessages <= 1 && a.ReceivedMessages <= 1 {
-		r.latency.Add(uint64(a.Latency / time.Microsecond))
+		r.latency.Add(uint64(served(a) / time.Microsecond))
 		r.latencies.Add(1)
 	}
 }
