@@ -477,6 +477,15 @@ func (a *attempt) RecvTrailers(_ *h2.Stream, fields []h2.Field) {
 // RecvReset takes the stream's untimely end.
 func (a *attempt) RecvReset(_ *h2.Stream, err *h2.Error) {
 	x := a.x
+	if err.Kind == h2.KindMemory {
+		x.mu.Lock()
+		current := x.att == a
+		x.mu.Unlock()
+		if current { // what is held waits for a client that does not read, and must not wait longer
+			x.cut(fromTransport(transport.FromStream(err, a.end.Address())))
+		}
+		return
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.att != a || x.over || x.in.end {

@@ -123,6 +123,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    stream_close_delay  <duration>
 //	    drain_timeout       <duration>
 //	    exit_timeout        <duration>
+//	    stream_memory_limit <size>
 //
 //	    # metadata
 //	    header_up       [+|-]<field> [<value|regexp> [<replacement>]]
@@ -233,6 +234,8 @@ func (p *parser) subdirective() error {
 		return p.duration(&h.DrainTimeout)
 	case "exit_timeout":
 		return p.duration(&h.ExitTimeout)
+	case "stream_memory_limit":
+		return p.sizeUpTo(&h.StreamMemoryLimit, 1<<40, "1TiB")
 	case "expose_upstream":
 		return p.flag(&h.ExposeUpstream)
 	case "verbose_logs":

@@ -284,14 +284,16 @@ func (p *parser) text(v *string) error {
 	return nil
 }
 
-func (p *parser) size(v *int64) error {
+func (p *parser) size(v *int64) error { return p.sizeUpTo(v, 1<<30, "1GiB") }
+
+func (p *parser) sizeUpTo(v *int64, most uint64, text string) error {
 	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
 	n, err := humanize.ParseBytes(arg)
-	if err != nil || n == 0 || n > 1<<30 {
-		return p.Errf("%s: %q is not a size up to 1GiB; write 64KiB, say", name, arg)
+	if err != nil || n == 0 || n > most {
+		return p.Errf("%s: %q is not a size up to %s; write 64KiB, say", name, arg, text)
 	}
 	*v = int64(n)
 	return nil

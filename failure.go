@@ -29,6 +29,7 @@ const (
 	reasonReset             = "UPSTREAM_STREAM_RESET"
 	reasonGoAway            = "UPSTREAM_GOAWAY"
 	reasonConnLost          = "UPSTREAM_CONNECTION_LOST"
+	reasonMemory            = "STREAM_MEMORY_LIMIT"
 	reasonProtocol          = "UPSTREAM_PROTOCOL_ERROR"
 	reasonMetadataSize      = "UPSTREAM_METADATA_TOO_LARGE"
 	reasonRequestSize       = "REQUEST_METADATA_TOO_LARGE"
@@ -110,6 +111,10 @@ func fromTransport(e *transport.Error) *failure {
 		f.reason = reasonProtocol
 		f.code = grpcwire.Internal
 		f.message = "the upstream broke the HTTP/2 protocol: " + strings.TrimPrefix(transport.Cause(e.Err), "peer broke the protocol: ")
+	case transport.KindMemory:
+		f.reason = reasonMemory
+		f.code = grpcwire.ResourceExhausted
+		f.message = "the proxy holds too much for clients that read slowly, and of this call's answer the most"
 	case transport.KindLocal:
 		f.reason = reasonConnLost
 	case transport.KindCanceled:

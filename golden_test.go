@@ -136,6 +136,7 @@ func TestOptionsRefuseWrongArguments(t *testing.T) {
 		"stream_idle_timeout":  {"3s", "0s", positive},
 		"stream_close_delay":   {"3s", "soon", duration},
 		"exit_timeout":         {"3s", "-1s", positive},
+		"stream_memory_limit":  {"64MiB", "2TiB", "is not a size up to 1TiB"},
 		"tls_server_name":      {"name", "", ""},
 		"tls_timeout":          {"3s", "soon", duration},
 		"tls_renegotiation":    {"once", "twice", "is none of never, once, freely"},

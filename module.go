@@ -101,6 +101,12 @@ type Handler struct {
 	// Default: `4s`, below systemd's usual limit. With a `grace_period`, they end shortly before it does.
 	ExitTimeout caddy.Duration `json:"exit_timeout,omitempty"`
 
+	// How many bytes of answers all RPCs of the process may hold together, that is, have got from upstreams and not passed on
+	// yet, since their clients read slowly. Near it nobody gets more than the first 64 KiB ahead; above it, the RPCs that hold the
+	// most end with RESOURCE_EXHAUSTED. It is one limit for all of them: where several handlers name one, the largest holds.
+	// Default: 256 MiB.
+	StreamMemoryLimit int64 `json:"stream_memory_limit,omitempty"`
+
 	// Name the upstream's address in status messages and error details sent to clients. Logs always name it.
 	// Default: false.
 	ExposeUpstream bool `json:"expose_upstream,omitempty"`
@@ -216,6 +222,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.Transport.files.watchExpiry(h.logger)
+	h.limitStreamMemory(h.StreamMemoryLimit)
 	return h.watchServer(ctx)
 }
 
@@ -269,6 +276,9 @@ func (h *Handler) Validate() error {
 	if err := checkGroup(h.Group); err != nil {
 		return err
 	}
+	if err := h.validateStreamMemory(); err != nil {
+		return err
+	}
 	return h.Transport.validate()
 }
 
@@ -278,6 +288,7 @@ func (h *Handler) Cleanup() error {
 	if h.Transport != nil {
 		h.Transport.files.stop()
 	}
+	h.limitStreamMemory(0)
 	if h.cluster != nil {
 		h.cluster.Close()
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
@@ -41,6 +43,11 @@ var fieldFlow = []fieldCase{
 		"stalled_uploads_small_window",
 		"the same with an upstream whose connections have the protocol's first window, 65,535 bytes: another connection takes the calls",
 		stalledUploadsSmallWindow,
+	},
+	{
+		"stalled_readers_hold_no_more_than_allowed",
+		"100 clients that read fast and then stopped held 77 MiB in windows that had grown, 1,000 would have held ten times that; no window can be taken back (RFC 9113 section 6.9), so calls end with RESOURCE_EXHAUSTED",
+		stalledReadersEnd,
 	},
 }
 
@@ -222,4 +229,57 @@ func stalledUploadsSmallWindow(t *testing.T) {
 	if n := conns.Load(); n != 2 {
 		t.Errorf("%d connections", n)
 	}
+}
+
+func stalledReadersEnd(t *testing.T) {
+	const limit = 1 << 20
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{
+		Site: "grpc_proxy " + b.Addr() + " {\n\tstream_memory_limit 1MiB\n\tfail_duration 1m\n}", AccessLog: true,
+	})
+	if n := h2.ProcessBudget.Limit(); n != limit {
+		t.Fatalf("the limit is %d", n)
+	}
+	reader := client(t, p.H2C)
+	ctx := within(t, 4*timeout)
+	var all []testgrpc.TestService_StreamingOutputCallClient
+	for range 40 {
+		all = append(all, stalled(t, ctx, client(t, p.H2C, small...), 100, 50_000))
+		if _, err := reader.UnaryCall(within(t, timeout), &testgrpc.SimpleRequest{ResponseSize: 50_000}); err != nil {
+			t.Fatalf("a client that reads: %v", err)
+		}
+	}
+	eventually(t, "no more is held than allowed", func() bool { return h2.ProcessBudget.Held() <= limit })
+	// Who is left can still read all of it.
+	left, ended := 0, 0
+	for _, s := range all {
+		n, err := 0, error(nil)
+		for ; err == nil; n++ {
+			_, err = s.Recv()
+		}
+		if ended++; errors.Is(err, io.EOF) && n == 101 {
+			left, ended = left+1, ended-1
+		} else if errors.Is(err, io.EOF) {
+			t.Errorf("OK after %d messages", n-1)
+		}
+	}
+	t.Logf("%d calls ended, %d were left", ended, left)
+	if ended == 0 || left == 0 {
+		t.Errorf("%d calls ended, %d were left", ended, left)
+	}
+	exhausted := func() (n int) {
+		for _, e := range p.Log("http.log.access") {
+			if e["grpc_reason"] == "STREAM_MEMORY_LIMIT" {
+				if n++; e["grpc_status"] != "RESOURCE_EXHAUSTED" {
+					t.Errorf("%v", e["grpc_status"])
+				}
+			}
+		}
+		return n
+	}
+	eventually(t, "the log has them", func() bool { return exhausted() == ended })
+	if err := p.Load("grpc_proxy " + b.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the default is back", func() bool { return h2.ProcessBudget.Limit() == h2.DefaultBudgetLimit })
 }

@@ -40,6 +40,8 @@ type Config struct {
 	// readers of the connection's streams, all together. A window that they use up stops all of the connection's streams,
 	// so where streams of many belong to one connection, a huge window that leaves the bound to MaxWindow is better.
 	MaxConnWindow uint32
+	// Budget bounds what streams hold, together with those of all connections that have the same; default ProcessBudget.
+	Budget *Budget
 	// MaxFrameSize is the largest frame payload accepted; default and minimum 16 KiB.
 	MaxFrameSize uint32
 	// MaxHeaderListSize is the largest header list accepted, counted as RFC 9113 section 6.5.2 does (32 bytes per
@@ -110,6 +112,7 @@ func (c Config) withDefaults(client bool) Config {
 	c.InitialConnWindow = max(orDefault(c.InitialConnWindow, 256<<10), protocolWindow)
 	c.MaxConnWindow = min(max(orDefault(c.MaxConnWindow, 4<<20), protocolWindow), maxWindowLimit)
 	c.InitialConnWindow = min(c.InitialConnWindow, c.MaxConnWindow)
+	c.Budget = orDefault(c.Budget, ProcessBudget)
 	c.MaxFrameSize = min(max(c.MaxFrameSize, protocolFrameSize), maxFrameSizeLimit)
 	c.MaxHeaderListSize = min(orDefault(c.MaxHeaderListSize, 1<<20), 1<<28)
 	c.MaxPending = min(max(orDefault(c.MaxPending, 256<<10), 1), 1<<29) // twice that is still an int of 32 bits

@@ -83,8 +83,10 @@ type Conn struct {
 	window  int64 // what it is granted when nothing is held
 	owed    int64 // consumed, not yet given back
 	held    int64 // delivered to receivers, not yet consumed
+	charged int64 // of it, what the budget knows of
 	grantAt int64 // nano of the last grant
 	rtt     int64
+	holders waiters // streams that have ended in order and still hold something (budget.go)
 
 	// SETTINGS, PING, GOAWAY and time (settings.go, ping.go, timer.go).
 	settingsSentAt int64
@@ -149,6 +151,7 @@ func newConn(nc net.Conn, cfg Config, client bool) *Conn {
 }
 
 func (c *Conn) start() {
+	c.cfg.Budget.join(c)
 	c.mu.Lock()
 	if c.client {
 		c.outBuffer().b = append(c.outBuffer().b, clientPreface...)
@@ -341,6 +344,10 @@ func (c *Conn) removeLocked(s *Stream) {
 	c.waiters.remove(s)
 	c.capped.remove(s)
 	s.lingerLocked()
+	if s.held > 0 {
+		c.holders.add(s)
+	}
+	s.setWindowLocked(min(s.window, int64(c.cfg.InitialWindow))) // as far as the budget is concerned
 	delete(c.streams, s.id)
 	if !s.sentEnd {
 		c.fewerSendersLocked()

@@ -8,7 +8,7 @@ import (
 var kindNames = [...]string{
 	KindReset: "reset", KindGoAway: "goaway", KindConnLost: "connection_lost", KindProtocol: "protocol",
 	KindTimeout: "timeout", KindHeaderListSize: "header_list_size", KindLocal: "local", KindNoCapacity: "no_capacity",
-	KindNotHTTP2: "not_http2",
+	KindMemory: "memory", KindNotHTTP2: "not_http2",
 }
 
 // String returns a short name in snake case, for logs and metric labels.
@@ -54,6 +54,8 @@ func (e *Error) Error() string {
 		}
 	case KindNoCapacity:
 		b.WriteString("no stream free")
+	case KindMemory:
+		b.WriteString("stream ended for the sake of memory")
 	case KindNotHTTP2:
 		b.WriteString("peer does not speak HTTP/2: ")
 		b.WriteString(e.Debug)

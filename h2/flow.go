@@ -8,8 +8,9 @@ import "time"
 //
 // Windows grow with use: when half a window was consumed within about two round trips, the window, not the receiver, is what
 // limits the sender, and it is doubled up to its maximum. A receiver that is slow takes longer than that, so its
-// window, and what it can make us hold, stays small. An idle stream costs nothing, since nothing is timed but grants. Where
-// much is held for slow readers already, no stream's window grows: they would add to it when their turn to be slow comes.
+// window, and what it can make us hold, stays small, and shrinks again where it has grown. An idle stream costs nothing, since
+// nothing is timed but grants. Where much is held for slow readers already, on the connection or by all streams of the Budget, no
+// stream's window grows: they would add to it when their turn to be slow comes.
 
 // growthFloor stands in for round trips too short, or not measured yet, to be told from scheduling noise.
 const growthFloor = int64(2 * time.Millisecond)
@@ -41,6 +42,8 @@ func (s *Stream) Consumed(n int) {
 	k := min(int64(n), s.held)
 	s.held -= k
 	c.held -= k
+	s.releasedLocked()
+	c.chargeLocked()
 	due := c.creditLocked(s, k)
 	if due && !c.inBatch && !c.flushing && c.out != nil && c.writeErr == nil {
 		// Half a window is due and nobody is about to flush: the sender may be waiting for it.
@@ -59,15 +62,42 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 	if s.recvEnd || s.closed || s.owed < min(half, c.halfLocked()) {
 		return due
 	}
-	grown := s.window
-	if s.owed >= half && c.held <= calmHeld {
-		grown = c.growLocked(s.window, int64(c.cfg.MaxWindow), &s.grantAt)
+	window := s.window
+	if s.owed >= half {
+		window = c.resizeLocked(s)
+	} else if window > int64(c.cfg.InitialWindow) && c.cfg.Budget.near(0) {
+		return due
 	}
-	grant := s.owed + grown - s.window
-	c.appendWindowUpdate(s.id, uint32(grant))
-	s.recvWin += grant
-	s.window, s.owed = grown, 0
-	return true
+	if grant := s.owed + window - s.window; grant > 0 {
+		c.appendWindowUpdate(s.id, uint32(grant))
+		s.recvWin += grant
+		due = true
+	}
+	s.setWindowLocked(window)
+	s.owed = 0
+	return due
+}
+
+// slowPace is how many times as long as for growth a reader may take for half a window before that shrinks.
+const slowPace = 16
+
+// resizeLocked returns what a stream's window is from now on, given that half of it was consumed. What is held of it, and what
+// the peer may send, cannot be taken back: a window shrinks by credit that is withheld.
+func (c *Conn) resizeLocked(s *Stream) int64 {
+	first, most := int64(c.cfg.InitialWindow), int64(c.cfg.MaxWindow)
+	now := c.nano()
+	took, pace := now-s.grantAt, 2*c.rtt+growthFloor
+	s.grantAt = now
+	window := s.window
+	switch b := c.cfg.Budget; {
+	case window > first && b.near(0):
+		window = first
+	case took > slowPace*pace:
+		window /= 2
+	case took <= pace && window < most && c.held <= calmHeld && !b.near(min(window, most-window)):
+		window = min(2*window, most)
+	}
+	return max(window, first, s.window-s.owed)
 }
 
 // halfLocked is half of what slow readers leave of the connection's window. If they hold more than half of it, the other half

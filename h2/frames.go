@@ -233,6 +233,7 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 	s.held += n
 	c.held += n
 	c.stats.HeldPeak = max(c.stats.HeldPeak, c.held)
+	c.chargeLocked()
 	if end {
 		c.endReceivedLocked(s)
 	}

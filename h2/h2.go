@@ -64,6 +64,8 @@ type Receiver interface {
 	// message, the end of the connection. It is called at most once, never after the stream's end was delivered and
 	// this side has ended too, and never for a reset by the local side's own Stream.Reset.
 	// After the peer's END_STREAM it is still called when the peer resets the stream (NO_ERROR means "stop sending").
+	// With KindMemory it comes from a goroutine of its own, so that it can coincide with another call and be followed by one
+	// that had begun, and also after both sides have ended in order, while something was not consumed.
 	RecvReset(s *Stream, err *Error)
 }
 
@@ -97,6 +99,9 @@ const (
 	KindLocal
 	// KindNoCapacity: the stream was not opened since the peer's or the own limit of streams is reached. Unprocessed.
 	KindNoCapacity
+	// KindMemory: this side ended the stream since all streams of the Budget together held too much, and this one the most of
+	// it.
+	KindMemory
 	// KindNotHTTP2: the peer does not speak HTTP/2 (its first bytes are no SETTINGS frame); Debug has the start of
 	// what it said, made printable.
 	KindNotHTTP2

@@ -369,6 +369,10 @@ func (c *Conn) finish(readErr error) {
 	for _, s := range streams {
 		s.dropLocked()
 	}
+	for c.holders.first != nil {
+		c.holders.first.forgiveLocked()
+	}
+	c.cfg.Budget.leave(c)
 	c.events &^= evIdle
 	for _, p := range c.pings {
 		close(p.ch)

@@ -292,7 +292,7 @@ func TestErrorTexts(t *testing.T) {
 	for k := KindReset; k <= KindNotHTTP2; k++ {
 		names = append(names, k.String())
 	}
-	if slices.Contains(names, "") || len(slices.Compact(names)) != 9 {
+	if slices.Contains(names, "") || len(slices.Compact(names)) != 10 {
 		t.Error(names)
 	}
 }

@@ -275,6 +275,8 @@ func (s *Stream) forgiveLocked() {
 		c.held -= s.held
 		c.owed += s.held
 		s.held = 0
+		s.releasedLocked()
+		c.chargeLocked()
 		c.grantConnLocked()
 	}
 }

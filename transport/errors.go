@@ -43,6 +43,8 @@ const (
 	KindRequestTooLarge
 	// KindTimeout: the upstream did not answer a keepalive PING, or took nothing from the socket for too long.
 	KindTimeout
+	// KindMemory: this side ended the call, since it held most of what all streams hold together, and that was too much.
+	KindMemory
 	// KindLocal: this side closed the connection.
 	KindLocal
 )
@@ -134,6 +136,8 @@ func FromStream(e *h2.Error, endpoint string) *Error {
 		out.Kind = KindTimeout
 	case h2.KindNotHTTP2:
 		out.Kind = KindNotHTTP2
+	case h2.KindMemory:
+		out.Kind, out.Side = KindMemory, SideInternal
 	case h2.KindLocal, h2.KindNoCapacity:
 		out.Kind, out.Side = KindLocal, SideInternal
 	default:
