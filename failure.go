@@ -262,7 +262,7 @@ func (f *failure) text(expose bool) string {
 // it is, and clients expect no details with it; the reason is for logs and placeholders then.
 func (f *failure) hasDetails() bool {
 	switch f.reason {
-	case reasonNoUpstream, reasonConnectFailed, reasonTLSFailed, reasonNotHTTP2, reasonConnLost, reasonQueueFull, reasonQueueTimeout,
+	case reasonNoUpstream, reasonConnectFailed, reasonTLSFailed, reasonNotHTTP2, reasonConnLost, reasonQueueFull, reasonQueueTimeout, reasonMemory,
 		reasonMetadataSize, reasonRequestSize, reasonRequestTooLarge, reasonRequestUnreadable, reasonStreamIdle, reasonStreamTimeout,
 		reasonDrained, reasonReload, reasonExit:
 		return true
