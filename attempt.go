@@ -40,6 +40,9 @@ func (x *exchange) begin() *failure {
 		if f := x.cutOr(nil); f != nil {
 			return f
 		}
+		if x.r.Context().Err() != nil { // a client that is gone already costs no upstream anything
+			return x.cutOr(clientGone())
+		}
 		x.renew()
 		if x.cur.Starting != nil && x.await(x.cur.Starting, nil) {
 			continue
@@ -83,6 +86,9 @@ func (x *exchange) begin() *failure {
 		if err == nil {
 			return nil
 		}
+		if x.refusal != nil {
+			return x.refusal
+		}
 		if err.Kind == transport.KindCanceled {
 			return x.cutOr(clientGone())
 		}
@@ -112,7 +118,17 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	*fields = x.appendFields((*fields)[:0], a)
 	defer putFields(fields)
 
-	stream, err := a.end.For(x.call.ClientIP).Open(x, *fields, false, a)
+	var (
+		stream *h2.Stream
+		err    *transport.Error
+	)
+	if x.refusal = x.h.tooLarge(*fields); x.refusal != nil { // for every endpoint the same, so none is asked
+		err = &transport.Error{Kind: transport.KindRequestTooLarge, Side: transport.SideDownstream, Unprocessed: true}
+		x.call.Result.Attempts--
+		x.call.Result.Upstream = ""
+	} else {
+		stream, err = x.connections(a, *fields).Open(x, *fields, false, a)
+	}
 	if err != nil {
 		a.end.State.End()
 		x.mu.Lock()
@@ -320,6 +336,14 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	x.lastErr = err
 	if !err.Unprocessed || !replayable {
 		return fromTransport(err)
+	}
+	if err.Kind == transport.KindGoAway && err.Code != h2.NoError {
+		// The upstream ends the connection for what somebody has sent on it, perhaps this call. It gets another try where it
+		// can harm nobody who has not been suspected as well, and no third one.
+		if x.suspect {
+			return x.exhausted()
+		}
+		x.suspect = true
 	}
 	// gRFC A6: a call that left and was not processed is sent again once. That is for upstreams that are too busy for it: if
 	// all were asked, they would be all the busier. One that shuts down says nothing of the others.

@@ -124,11 +124,15 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    drain_timeout       <duration>
 //	    exit_timeout        <duration>
 //	    stream_memory_limit <size>
+//	    cancel_budget       <n>|off
+//	    cancel_window       <duration>
 //
 //	    # metadata
 //	    header_up       [+|-]<field> [<value|regexp> [<replacement>]]
 //	    header_down     [+|-]<field> [<value|regexp> [<replacement>]]
 //	    trusted_proxies [private_ranges] <ranges...>
+//	    max_metadata_bytes  <size>
+//	    max_metadata_fields <n>
 //
 //	    # what clients and logs are told
 //	    expose_upstream
@@ -236,6 +240,14 @@ func (p *parser) subdirective() error {
 		return p.duration(&h.ExitTimeout)
 	case "stream_memory_limit":
 		return p.sizeUpTo(&h.StreamMemoryLimit, 1<<40, "1TiB")
+	case "cancel_budget":
+		return p.integerOrOff(&h.CancelBudget)
+	case "cancel_window":
+		return p.duration(&h.CancelWindow)
+	case "max_metadata_bytes":
+		return p.size(&h.MaxMetadataBytes)
+	case "max_metadata_fields":
+		return p.integer(&h.MaxMetadataFields)
 	case "expose_upstream":
 		return p.flag(&h.ExposeUpstream)
 	case "verbose_logs":

@@ -41,7 +41,9 @@ type exchange struct {
 	triedBuf  [4]int
 	lastErr   *transport.Error
 	again     bool
-	refused   bool // by REFUSED_STREAM
+	refused   bool     // by REFUSED_STREAM
+	suspect   bool     // may have ended a connection, or be about to
+	refusal   *failure // no endpoint is asked
 	firstTry  attempt
 	forwarded forwarded
 

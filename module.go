@@ -1,6 +1,7 @@
 package grpcproxy
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,6 +78,24 @@ type Handler struct {
 	// configured for the whole server.
 	TrustedProxies []string `json:"trusted_proxies,omitempty"`
 
+	// The largest request metadata, in bytes as HTTP/2 counts them (names, values and 32 for each field), that is sent to an
+	// upstream, with the path and what the proxy adds. RPCs with more get RESOURCE_EXHAUSTED. Default: no limit but the
+	// server's own and what upstreams announce; RPCs with more than 8 KiB, for which some servers close the connection,
+	// travel on connections of their own.
+	MaxMetadataBytes int64 `json:"max_metadata_bytes,omitempty"`
+
+	// How many fields they may be. RPCs with more get RESOURCE_EXHAUSTED. Default: no limit; RPCs with more than 100 fields
+	// travel on connections of their own.
+	MaxMetadataFields int `json:"max_metadata_fields,omitempty"`
+
+	// How many RPCs one client (an IP address) may cancel within `cancel_window`. One that cancels more gets connections
+	// to the upstreams of its own for as long, since servers close connections on which many streams are reset. A negative
+	// value turns that off. Default: 100.
+	CancelBudget int `json:"cancel_budget,omitempty"`
+
+	// The time that `cancel_budget` is for. Default: `30s`.
+	CancelWindow caddy.Duration `json:"cancel_window,omitempty"`
+
 	// The longest time an RPC may take. A client's longer or missing `grpc-timeout` is lowered to it. When it is over,
 	// the client gets DEADLINE_EXCEEDED and the upstream a cancellation. Default: no limit of the proxy's own.
 	MaxTimeout caddy.Duration `json:"max_timeout,omitempty"`
@@ -122,6 +141,7 @@ type Handler struct {
 	cluster *cluster.Cluster
 	app     *App
 	drain   drain
+	cancels cancels
 	events  events
 	// observes says what health wants to know about attempts.
 	observes struct{ attempts, latency bool }
@@ -192,6 +212,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.DrainTimeout == 0 {
 		h.DrainTimeout = caddy.Duration(defaultDrainTimeout)
 	}
+	h.cancels.budget = cmp.Or(h.CancelBudget, defaultCancelBudget)
+	h.cancels.window = cmp.Or(time.Duration(h.CancelWindow), defaultCancelWindow)
 	if h.LoadBalancing == nil {
 		h.LoadBalancing = new(LoadBalancing)
 	}
@@ -255,6 +277,7 @@ func (h *Handler) Validate() error {
 		{"stream_close_delay", h.StreamCloseDelay},
 		{"exit_timeout", h.ExitTimeout},
 		{"drain_timeout", h.DrainTimeout},
+		{"cancel_window", h.CancelWindow},
 		{"load_balancing.try_duration", h.LoadBalancing.TryDuration},
 		{"load_balancing.try_interval", h.LoadBalancing.TryInterval},
 	} {
@@ -264,6 +287,12 @@ func (h *Handler) Validate() error {
 	}
 	if h.LoadBalancing.Retries < 0 {
 		return fmt.Errorf("load_balancing.retries is %d; it must not be negative", h.LoadBalancing.Retries)
+	}
+	if h.MaxMetadataBytes < 0 {
+		return fmt.Errorf("max_metadata_bytes is %d; it must not be negative (leave it out for no limit)", h.MaxMetadataBytes)
+	}
+	if h.MaxMetadataFields < 0 {
+		return fmt.Errorf("max_metadata_fields is %d; it must not be negative (leave it out for no limit)", h.MaxMetadataFields)
 	}
 	if h.Headers != nil {
 		if err := h.Headers.Validate(); err != nil {

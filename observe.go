@@ -36,6 +36,9 @@ func (x *exchange) finish() {
 	if x.att != nil {
 		x.att.over()
 	}
+	if x.gaveUp() {
+		x.h.cancels.note(x.call.ClientIP, x.call.Start.Add(r.Latency))
+	}
 	x.logFields()
 }
 

@@ -27,7 +27,8 @@ func init() {
 
 // faulty is a handler in front of the proxy that does harm.
 type faulty struct {
-	// Fault is what panics (read, head, write, flush, placeholder), or timeout, for a request that ends after a while.
+	// Fault is what panics (read, head, write, flush, placeholder), timeout, for a request that ends after a while, or
+	// late, for one that reaches the proxy when its client is gone.
 	Fault string `json:"fault"`
 }
 
@@ -37,6 +38,10 @@ func (faulty) CaddyModule() caddy.ModuleInfo {
 
 func (f faulty) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if r.Header.Get("healthy") != "" {
+		return next.ServeHTTP(w, r)
+	}
+	if f.Fault == "late" {
+		<-r.Context().Done()
 		return next.ServeHTTP(w, r)
 	}
 	if f.Fault == "timeout" {

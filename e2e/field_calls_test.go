@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
@@ -27,6 +29,16 @@ var fieldCalls = []fieldCase{
 		name:   "what a client sends closes no shared connection",
 		origin: "request trailers were passed on, and grpc-go, nginx and HAProxy closed the connection of all clients; gRPC over HTTP/2, \"Requests\"",
 		run:    illegalRequests,
+	},
+	{
+		name:   "one client's cancels cost others nothing",
+		origin: "rapid resets of one connection became 43,000 calls in 4 s; nginx and Netty closed the connection that all clients share; CVE-2023-44487",
+		run:    rapidResets,
+	},
+	{
+		name:   "one client's metadata costs others nothing",
+		origin: "nginx closes the connection for a field of 8 KiB, HAProxy for 15 KiB in all and for 200 fields",
+		run:    largeMetadata,
 	},
 	{
 		name:   "an answer that is not gRPC is not OK",
@@ -166,4 +178,81 @@ func shortRequest(t *testing.T) {
 			t.Errorf("content-length %d: grpc-status %q, want %s: %v", size, got, want, resp.Header)
 		}
 	}
+}
+
+// apartServers lets a test be several clients, and lets large metadata in.
+const apartServers = "trusted_proxies static 127.0.0.0/8\nmax_header_size 128KiB"
+
+// rapidResets: one client opens streams and resets them at once, as fast as it can; the streams of others on the connection that
+// all shared live on.
+func rapidResets(t *testing.T) {
+	realUpstreams(t, func(t *testing.T, s *shared) {
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + s.addr, Servers: apartServers})
+		ctx := metadata.AppendToOutgoingContext(within(t, 20*time.Second), "x-forwarded-for", "192.0.2.2")
+		var others []*bystander
+		for range 5 {
+			others = append(others, standBy(ctx, t, p.H2C))
+		}
+		c := wiretest.Dial(t, p.H2C, nil)
+		fields := c.Request("/"+backendtest.Service+"/FullDuplexCall", "x-forwarded-for", "192.0.2.1")
+		for range 60 {
+			c.Batch(func() {
+				for range 50 {
+					c.WriteReset(c.Open(fields, false), http2.ErrCodeCancel)
+				}
+			})
+			if c.Closed() { // Caddy has had enough
+				c = wiretest.Dial(t, p.H2C, nil)
+				fields = c.Request("/"+backendtest.Service+"/FullDuplexCall", "x-forwarded-for", "192.0.2.1")
+			}
+			for _, other := range others {
+				other.check("during rapid resets")
+			}
+		}
+		eventually(t, "the client has a connection of its own", func() bool { return s.made.Load() > 1 })
+	})
+}
+
+// largeMetadata: calls with metadata for which nginx and HAProxy close the connection have one that nobody else's stream is on.
+func largeMetadata(t *testing.T) {
+	realUpstreams(t, func(t *testing.T, s *shared) {
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + s.addr, Servers: apartServers})
+		other := standBy(within(t, 20*time.Second), t, p.H2C)
+		var many []string
+		for i := range 300 {
+			many = append(many, fmt.Sprintf("x-%d", i), "v")
+		}
+		for what, more := range map[string][]string{
+			"a path":      {":path", "/" + strings.Repeat("p", 20<<10) + "/M"},
+			"a field":     {"x-large", strings.Repeat("!", 20<<10)},
+			"many fields": many,
+			"all of it":   slices.Concat(many, []string{"x-large", strings.Repeat("!", 40<<10)}),
+		} {
+			c := wiretest.Dial(t, p.H2C, nil)
+			fields := c.Request(kinds[0].path())
+			for i := 0; i < len(more); i += 2 {
+				if more[i] == ":path" {
+					fields[2].Value = more[i+1]
+					continue
+				}
+				fields = append(fields, hpack.HeaderField{Name: more[i], Value: more[i+1]})
+			}
+			if h := c.Collect(c.Open(fields, true)); h.Get("grpc-status") == "" {
+				t.Errorf("%s: %s %v", what, h.Sequence(), h.Head)
+			}
+			other.check(what)
+		}
+	})
+	t.Run("limits", func(t *testing.T) {
+		b := backendtest.Start(t, backendtest.Options{})
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr() + " {\nmax_metadata_bytes 4KiB\n}"})
+		ctx := metadata.AppendToOutgoingContext(within(t, timeout), "x-large", strings.Repeat("v", 4<<10))
+		_, err := client(t, p.H2C).EmptyCall(ctx, new(testgrpc.Empty))
+		if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "max_metadata_bytes is 4096") {
+			t.Errorf("%v, want RESOURCE_EXHAUSTED that names the limit", err)
+		}
+		if n := b.Calls().Total(); n != 0 {
+			t.Errorf("the upstream has %d calls", n)
+		}
+	})
 }

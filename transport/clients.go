@@ -9,9 +9,10 @@ import (
 	"github.com/pires/go-proxyproto"
 )
 
-// clients splits an endpoint by client, for the PROXY protocol: its header names one client per connection, so that
-// calls of different clients must not share one. Each client's part is an endpoint of its own with the same address
-// and state; it goes when its last connection does, or when none could be made.
+// clients splits an endpoint by client: for the PROXY protocol, whose header names one client per connection, so that
+// calls of different clients must not share one, and for clients whose calls must not share one with others'. Each
+// client's part is an endpoint of its own with the same address and state; it goes when its last connection does, or when
+// none could be made.
 type clients struct {
 	mu       sync.Mutex
 	parts    map[netip.Addr]*Endpoint
@@ -25,6 +26,19 @@ func (e *Endpoint) For(client netip.Addr) *Endpoint {
 	if e.cfg.ProxyProtocol == 0 {
 		return e
 	}
+	return e.Own(client)
+}
+
+// Suspects returns the endpoint for streams for which the server may close the connection, whichever client's they are.
+func (e *Endpoint) Suspects(client netip.Addr) *Endpoint {
+	if e.cfg.ProxyProtocol == 0 {
+		client = netip.IPv6Unspecified() // which is no client's
+	}
+	return e.Own(client)
+}
+
+// Own returns the endpoint for streams of this client alone.
+func (e *Endpoint) Own(client netip.Addr) *Endpoint {
 	c := &e.clients
 	client = client.Unmap()
 	c.mu.Lock()

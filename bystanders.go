@@ -1,0 +1,158 @@
+package grpcproxy
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+)
+
+// What one client does must not cost another its calls, although they share connections to the upstreams: some servers close
+// a connection for what they are sent on it. So calls that may provoke that do not share one with the others.
+
+const (
+	defaultCancelBudget = 100
+	defaultCancelWindow = 30 * time.Second
+
+	// Metadata that every server takes on a stream of its own. Beyond it, stock servers close the connection instead of
+	// refusing the call: nginx at a field of 8 KiB (large_client_header_buffers), HAProxy at 15 KiB in all (tune.bufsize) and
+	// at about 200 fields (tune.http.maxhdr refuses those above 100 in order).
+	plainMetadataBytes  = 8 << 10
+	plainMetadataFields = 100
+)
+
+// cancels counts the calls that each client has lately given up after they were sent, or may have been. Servers count
+// RST_STREAM frames per connection, since the rapid reset attack (CVE-2023-44487): Netty closes one after 200 in 30 s.
+type cancels struct {
+	budget int // 0: none is counted
+	window time.Duration
+
+	over atomic.Int32 // how many clients were over their budget when last looked at
+
+	mu      sync.Mutex
+	clients map[netip.Addr]*cancelled
+	prune   int // at which size old entries are thrown away
+}
+
+type cancelled struct {
+	since time.Time // when the count began
+	n     int
+	until time.Time // since the budget was spent; zero if it is not
+}
+
+// minPrune is how many clients are remembered before old ones are looked for.
+const minPrune = 256
+
+// note counts a cancelled call.
+func (c *cancels) note(client netip.Addr, now time.Time) {
+	if c.budget <= 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.clients[client]
+	if e == nil {
+		if len(c.clients) >= max(c.prune, minPrune) {
+			c.pruneLocked(now)
+		}
+		if c.clients == nil {
+			c.clients = make(map[netip.Addr]*cancelled)
+		}
+		e = &cancelled{since: now}
+		c.clients[client] = e
+	}
+	if now.Sub(e.since) > c.window {
+		e.since, e.n = now, 0
+	}
+	if e.n++; e.n > c.budget {
+		if e.until.IsZero() {
+			c.over.Add(1)
+		}
+		e.until = now.Add(c.window)
+	}
+}
+
+func (c *cancels) pruneLocked(now time.Time) {
+	for client, e := range c.clients {
+		if now.Sub(e.since) > c.window && now.After(e.until) {
+			if !e.until.IsZero() {
+				c.over.Add(-1)
+			}
+			delete(c.clients, client)
+		}
+	}
+	c.prune = 2 * len(c.clients)
+}
+
+// spent tells whether the client has used up its budget. It costs nothing while nobody has.
+func (c *cancels) spent(client netip.Addr) bool {
+	if c.over.Load() == 0 {
+		return false
+	}
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.clients[client]
+	if e == nil || e.until.IsZero() {
+		return false
+	}
+	if now.After(e.until) {
+		e.until = time.Time{}
+		c.over.Add(-1)
+		return false
+	}
+	return true
+}
+
+// gaveUp tells whether the client, or a deadline that it has set, ended the call: to the upstream that is a RST_STREAM, if it has
+// heard of the call at all.
+func (x *exchange) gaveUp() bool {
+	f := x.result
+	return f != nil && (f.endedBy == call.EndedByClient || f.endedBy == call.EndedByDeadline && x.att != nil)
+}
+
+// connections are those that the attempt's stream is opened on: what all clients share, or what the call cannot harm others on.
+func (x *exchange) connections(a *attempt, fields []h2.Field) *transport.Endpoint {
+	if len(fields) > plainMetadataFields || metadataBytes(fields) > plainMetadataBytes {
+		x.suspect = true
+	}
+	switch {
+	case x.h.cancels.spent(x.call.ClientIP):
+		return a.end.Own(x.call.ClientIP)
+	case x.suspect:
+		return a.end.Suspects(x.call.ClientIP)
+	}
+	return a.end.For(x.call.ClientIP)
+}
+
+// metadataBytes is the size of a header block as RFC 9113 section 6.5.2 counts it.
+func metadataBytes(fields []h2.Field) int {
+	n := 0
+	for i := range fields {
+		n += len(fields[i].Name) + len(fields[i].Value) + 32
+	}
+	return n
+}
+
+// tooLarge refuses metadata beyond the configured limits.
+func (h *Handler) tooLarge(fields []h2.Field) *failure {
+	var text string
+	if most := h.MaxMetadataBytes; most > 0 {
+		if n := metadataBytes(fields); int64(n) > most {
+			text = fmt.Sprintf("%d bytes, and max_metadata_bytes is %d", n, most)
+		}
+	}
+	if most := h.MaxMetadataFields; most > 0 && len(fields) > most {
+		text = fmt.Sprintf("%d fields, and max_metadata_fields is %d", len(fields), most)
+	}
+	if text == "" {
+		return nil
+	}
+	return proxyFailure(grpcwire.ResourceExhausted, reasonRequestSize, "the call's metadata is larger than the proxy passes on: "+text)
+}
