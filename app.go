@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 func init() {
@@ -18,10 +19,11 @@ func init() {
 // App is what the handlers `grpc_proxy` and `grpc_health` of one configuration have in common. It is there as soon as one of
 // them is, and has no settings.
 type App struct {
-	// Both under running.mu.
+	// All under running.mu.
 	proxies   []proxy // replaced, never changed
 	reporters []*Health
 	stopping  bool
+	granted   map[*caddyhttp.Server]struct{}
 }
 
 // proxy is a grpc_proxy with what grpc_health needs to know of it.

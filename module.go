@@ -335,7 +335,11 @@ func (h *Handler) watchServer(ctx caddy.Context) error {
 	if len(srv.ExpectedUnderscoreHeaders) == 0 && len(srv.ExpectedDotHeaders) == 0 {
 		hintAtMetadataKeys(h.logger)
 	}
-	return h.watchStart(ctx)
+	if err := h.watchStart(ctx); err != nil {
+		return err
+	}
+	h.app.grantWindows(srv)
+	return nil
 }
 
 func parsePrefixes(list []string) ([]netip.Prefix, error) {

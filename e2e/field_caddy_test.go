@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -9,9 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
@@ -48,6 +51,11 @@ var fieldCaddy = []fieldCase{
 		"nobody_takes_it",
 		"a POST that is no gRPC got Caddy's empty 200; PROTOCOL-HTTP2.md wants 415, and UNIMPLEMENTED is what a server without the service says",
 		fieldNobodyTakesIt,
+	},
+	{
+		"stalled_uploads",
+		"an upload whose upstream did not read used up the window that Caddy's server grants to a connection, and all other calls of the client stopped; RFC 9113 section 5.2.2",
+		fieldStalledUploads,
 	},
 }
 
@@ -267,4 +275,54 @@ func fieldNobodyTakesIt(t *testing.T) {
 	if resp.StatusCode != 200 {
 		t.Errorf("GET: HTTP status %d", resp.StatusCode)
 	}
+}
+
+// fieldStalledUploads: two dozen uploads that nobody reads, and small calls beside them on the same connection.
+func fieldStalledUploads(t *testing.T) {
+	const (
+		uploads = 24
+		size    = 64 << 10
+		enough  = 7 // messages, with which the stream's window is as good as used up
+	)
+	// Windows of a fixed size: grpc-go lets others grow, whether anything is read or not.
+	deaf := backendtest.Start(t, backendtest.Options{ServerOptions: []grpc.ServerOption{
+		grpc.StaticStreamWindowSize(64 << 10), grpc.StaticConnWindowSize(16 << 20),
+	}})
+	other := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: "@other grpc {\n\tmetadata x-other\n}\ngrpc_proxy @other " + other.Addr() + "\ngrpc_proxy " + deaf.Addr()})
+	c := client(t, p.H2C)
+	ctx, cancel := context.WithCancel(within(t, 4*timeout))
+	message := &testgrpc.StreamingInputCallRequest{Payload: &testgrpc.Payload{Body: make([]byte, size)}}
+	full := make(chan struct{}, uploads)
+	var wg sync.WaitGroup
+	for range uploads {
+		wg.Go(func() {
+			s, err := c.StreamingInputCall(metadata.AppendToOutgoingContext(ctx, backendtest.KeyBlock, "1"))
+			for sent := 0; err == nil; sent++ {
+				if sent == enough {
+					full <- struct{}{}
+				}
+				err = s.Send(message)
+			}
+			if ctx.Err() == nil {
+				t.Errorf("an upload has ended: %v", s.RecvMsg(new(testgrpc.Empty)))
+			}
+		})
+	}
+	for range uploads {
+		select {
+		case <-full:
+		case <-ctx.Done():
+			t.Error("not all uploads can use up their windows")
+		}
+	}
+	for range 5 {
+		ctx := metadata.AppendToOutgoingContext(within(t, 2*timeout), "x-other", "1")
+		if _, err := c.UnaryCall(ctx, &testgrpc.SimpleRequest{Payload: body(fromClient, 0, 10_000)}); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	cancel()
+	wg.Wait()
 }
