@@ -43,6 +43,16 @@ var fieldCaddy = []fieldCase{
 		fieldTryFiles,
 	},
 	{
+		"names_before_the_handler",
+		"`{http.grpc_proxy.service}` was unknown to `vars`, to spans and to `grpc_respond`, and the matcher to CEL; README.md, placeholders",
+		fieldNames,
+	},
+	{
+		"snippet_and_override",
+		"an option in a snippet and again in the block was refused, which reverse_proxy's users write; the last one wins",
+		fieldSnippet,
+	},
+	{
 		"rotated_files",
 		"client certificate and CA files replaced on disk were used after `caddy reload --force` only, and a resumed session hid a CA that was not trusted any more; docs/grpc_proxy.md, tls_client_auth",
 		fieldRotatedFiles,
@@ -325,4 +335,39 @@ func fieldStalledUploads(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+func fieldNames(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: `route {
+		@unary expression grpc('grpc.testing.TestService/Unary*')
+		grpc_respond @unary PERMISSION_DENIED "{http.grpc_proxy.method} of {http.grpc_proxy.service} is closed"
+		vars called {http.grpc_proxy.method}
+		grpc_proxy ` + b.Addr() + ` {
+			header_up x-called {vars.called}
+		}
+	}`})
+	c := client(t, p.H2C)
+	if _, err := c.EmptyCall(within(t, timeout), new(testgrpc.Empty)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Last().Metadata.Get("x-called"); len(got) != 1 || got[0] != "EmptyCall" {
+		t.Errorf("the upstream was told of %q", got)
+	}
+	_, err := c.UnaryCall(within(t, timeout), new(testgrpc.SimpleRequest))
+	if s := status.Convert(err); s.Code() != codes.PermissionDenied || s.Message() != "UnaryCall of grpc.testing.TestService is closed" {
+		t.Errorf("the call ended with %v", err)
+	}
+}
+
+func fieldSnippet(t *testing.T) {
+	b := backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{
+		Global: "}\n(limits) {\n\tmax_timeout 1m\n\texpose_upstream",
+		Site:   "grpc_proxy " + b.Addr() + " {\n\timport limits\n\tmax_timeout 300ms\n\texpose_upstream\n}",
+	})
+	ctx := metadata.AppendToOutgoingContext(within(t, timeout), backendtest.KeyBlock, "1")
+	if _, err := client(t, p.H2C).EmptyCall(ctx, new(testgrpc.Empty)); status.Code(err) != codes.DeadlineExceeded || ctx.Err() != nil {
+		t.Errorf("the call ended with %v, want DEADLINE_EXCEEDED after 300 ms", err)
+	}
 }
