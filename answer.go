@@ -64,11 +64,12 @@ func isServersAltSvc(v string, listen []string) bool {
 // tidy takes out what prepare put into the header for the server alone: in the access log it would be empty lists. written
 // tells that the answer had messages, so that the server has the head.
 func tidy(w http.ResponseWriter, r *http.Request, written bool) {
+	if !written && holdsBack(w) {
+		return
+	}
 	if r.ProtoMajor == 3 {
 		// quic-go looks at the header again when the handler has returned, unless the head has left by then.
 		_ = http.NewResponseController(w).Flush()
-	} else if !written && holdsBack(w) {
-		return
 	}
 	dropEmpty(w.Header())
 }
