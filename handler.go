@@ -154,8 +154,8 @@ func (x *exchange) liftIdleTimeouts() (restore func()) {
 }
 
 // writeTimeoutSlack is how much earlier the server may have begun to count than is known here: it does so when it reads the
-// request's head.
-const writeTimeoutSlack = 100 * time.Millisecond
+// request's head. A client that goes away in that time is taken for the server's limit.
+const writeTimeoutSlack = 250 * time.Millisecond
 
 // writeTimeoutOver tells whether the server's limit for a whole answer (`write`) has passed. In HTTP/2 the server then
 // resets the stream, in others its writes fail; either looks like a client that is gone.
@@ -170,7 +170,7 @@ func (x *exchange) writeTimeoutOver() (limit time.Duration, over bool) {
 	if !ok {
 		start = x.call.Start
 	}
-	return limit, time.Since(start) >= limit-min(writeTimeoutSlack, limit/10)
+	return limit, time.Since(start) >= limit-min(writeTimeoutSlack, limit/4)
 }
 
 var _ call.Metadata = headerMetadata(nil)
