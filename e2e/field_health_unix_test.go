@@ -7,9 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -21,7 +18,7 @@ func init() {
 		func(t *testing.T) { hung(t, "outlier_detection") },
 	}, fieldCase{
 		"an upstream that hangs is noticed by health checks", origin + "grpc/health/v1 wants no answer in time to be taken as unhealthy",
-		func(t *testing.T) { hung(t, "health_check grpc\n\thealth_interval 200ms\n\thealth_timeout 200ms") },
+		func(t *testing.T) { hung(t, "health_check grpc\n\thealth_interval 200ms\n\thealth_timeout 300ms") },
 	})
 }
 
@@ -53,22 +50,20 @@ func hung(t *testing.T, block string) {
 	eventually(t, "it has no calls any more", func() bool { return state.Active() == 0 })
 	l.more(t, 200)
 	all[0].signal(t, syscall.SIGCONT)
-	failures := l.stop()
-	t.Logf("out after %v; %d of %d calls failed", out.Sub(frozen).Round(time.Millisecond), len(failures), l.calls.Load())
-	if most := concurrent * (2 + int(out.Sub(frozen)/deadline)); len(failures) > most {
-		t.Errorf("%d calls failed, want %d at most", len(failures), most)
+	l.stop()
+	lost := 0
+	for _, e := range p.Log("http.handlers.grpc_proxy") {
+		if e["msg"] != "call failed" || e["upstream"] != all[0].addr { // the others may be slow on a busy machine
+			continue
+		}
+		lost++
+		end, took := e["ts"].(float64), e["duration"].(float64)
+		if began := time.UnixMicro(int64(1e6 * (end - took))); began.After(out) || e["status"] != "DEADLINE_EXCEEDED" {
+			t.Errorf("a call that began %v after the upstream was out failed there: %v", began.Sub(out), e)
+		}
 	}
-	for _, f := range failures {
-		if status.Code(f.err) != codes.DeadlineExceeded {
-			t.Errorf("a call failed with %v, want DEADLINE_EXCEEDED", f.err)
-		}
-		if f.start.After(out) {
-			t.Errorf("a call that began %v after the upstream was out failed: %v", f.start.Sub(out), f.err)
-		}
-	}
-	for _, b := range all[1:] {
-		if st := stateOf(t, b.addr).Status(); st.Condition != upstream.ConditionHealthy {
-			t.Errorf("%s, which answers, is %v: %s", b.addr, st.Condition, st.Text)
-		}
+	t.Logf("out after %v; %d of %d calls were lost", out.Sub(frozen).Round(time.Millisecond), lost, l.calls.Load())
+	if most := concurrent * (2 + int(out.Sub(frozen)/deadline)); lost == 0 || lost > most {
+		t.Errorf("%d calls were lost, want %d at most, and some for the test to say anything", lost, most)
 	}
 }

@@ -347,6 +347,9 @@ const (
 	watchBackoffBase   = time.Second
 	watchBackoffFactor = 1.6
 	watchBackoffJitter = 0.2
+
+	// renewEvery is how often a Watch that ends in order is opened again without a pause.
+	renewEvery = 100 * time.Millisecond
 )
 
 func watchBackoff(try int, most time.Duration) time.Duration {
@@ -368,6 +371,7 @@ func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 	if !sleep(ctx, wait) {
 		return
 	}
+	soon := false // the last one has ended in order, but within renewEvery
 	for try := 0; ; try++ {
 		told := false
 		began := time.Now()
@@ -397,10 +401,22 @@ func (c *checker) watch(w Watcher, mode WatchMode, wait time.Duration) {
 		}
 		if told {
 			try = 0
-			if errors.Is(err, ErrConnectionLost) && time.Since(began) > watchBackoffBase {
-				// A17: health goes with the connection. Another one tells at once what has become of the endpoint.
+		}
+		// A17: health goes with the connection. Another one tells at once what has become of the endpoint, and until then
+		// what it has said last holds: servers end connections that are some time old, or that they lose, as a matter of course.
+		if errors.Is(err, ErrInOrder) || told && errors.Is(err, ErrConnectionLost) {
+			before := soon
+			if soon = time.Since(began) < renewEvery; !soon || !before {
 				continue
 			}
+			if told {
+				if !sleep(ctx, watchBackoff(try, time.Duration(c.g.settings.Load().Interval))) {
+					return
+				}
+				continue
+			}
+		} else {
+			soon = false
 		}
 		c.lost(mode, err)
 		if !sleep(ctx, watchBackoff(try, time.Duration(c.g.settings.Load().Interval))) {

@@ -390,6 +390,67 @@ func TestWatchBackoff(t *testing.T) {
 	})
 }
 
+// A server that ends connections as soon as they are a second old, or a tenth of one, or a Watch with OK, is watched again at
+// once, and what it has said holds; only what repeats faster is watched less often.
+func TestWatchEndsInOrder(t *testing.T) {
+	for _, mode := range []WatchMode{WatchOnly, WatchAndProbe} {
+		for _, why := range []error{ErrInOrder, ErrConnectionLost} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWatcher(mode)
+				w.say(Serving, "")
+				info, end := endpoint(t, "127.0.0.1:1")
+				defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end)()
+				defer end.State.WatchStatus(func(_, to upstream.Status) {
+					if to.Reason == upstream.Unhealthy {
+						t.Errorf("told %+v", to)
+					}
+				})()
+				<-w.watched
+				again := func(life, pause time.Duration) {
+					t.Helper()
+					w.tell <- Verdict{Answer: Serving}
+					after(life)
+					began := time.Now()
+					w.end <- fmt.Errorf("%w: too old", why)
+					if d := (<-w.watched).Sub(began); d < pause*8/10 || d > pause*12/10 {
+						t.Errorf("after %v watched again after %v, want %v", life, d, pause)
+					}
+				}
+				for _, life := range []time.Duration{time.Minute, time.Second, 300 * time.Millisecond, renewEvery, renewEvery} {
+					again(life, 0)
+				}
+				again(renewEvery/2, 0)
+				again(renewEvery/2, watchBackoffBase)
+				again(renewEvery/2, watchBackoffBase)
+				again(time.Second, 0)
+				again(renewEvery/2, 0)
+			})
+		}
+	}
+}
+
+// A server whose every connection ends before it has said anything is not taken to be well for ever.
+func TestWatchEndsBeforeAnything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatcher(WatchOnly)
+		info, end := endpoint(t, "127.0.0.1:1")
+		defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end)()
+		<-w.watched
+		w.tell <- Verdict{Answer: Serving}
+		after(time.Second)
+		for range 3 {
+			if !end.State.Usable() {
+				t.Error("unusable too soon")
+			}
+			w.end <- ErrInOrder
+			<-w.watched
+		}
+		if end.State.Usable() {
+			t.Error("usable though it says nothing any more")
+		}
+	})
+}
+
 // What the endpoint tells unasked is newer than the answer to a probe that was under way.
 func TestPushOvertakesProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -244,6 +244,9 @@ func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error
 		}
 		return ErrCannotWatch
 	}
+	if status.Code == grpcwire.OK {
+		return ErrInOrder
+	}
 	return errors.New("the server ended it with " + status.String())
 }
 

@@ -115,10 +115,13 @@ func unknownService(name string) string {
 	return fmt.Sprintf("the server does not know the service %q", name)
 }
 
-// lostBy marks an error that ended the connection and not the stream alone.
+// lostBy marks an error that ended the connection and not the stream alone, and one that is none.
 func lostBy(err error) error {
 	var he *h2.Error
-	if errors.Is(err, rpc.ErrLeaving) || errors.As(err, &he) && (he.Connection || he.Kind == h2.KindGoAway || he.Kind == h2.KindConnLost || he.Kind == h2.KindTimeout || he.Kind == h2.KindLocal) {
+	switch {
+	case errors.Is(err, rpc.ErrLeaving) || errors.As(err, &he) && he.Kind == h2.KindGoAway:
+		return fmt.Errorf("%w: %w", ErrInOrder, err)
+	case he != nil && (he.Connection || he.Kind == h2.KindConnLost || he.Kind == h2.KindTimeout || he.Kind == h2.KindLocal):
 		return fmt.Errorf("%w: %w", ErrConnectionLost, err)
 	}
 	return err

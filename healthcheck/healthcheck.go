@@ -67,6 +67,9 @@ var (
 	ErrCannotWatch = errors.New("the server cannot be watched")
 	// ErrConnectionLost is returned (wrapped) by a Watch that ended with its connection.
 	ErrConnectionLost = errors.New("the connection was lost")
+	// ErrInOrder is returned (wrapped) by a Watch that the endpoint has ended in good order: it closes the connection as
+	// servers do from time to time (GOAWAY), or the Watch with OK.
+	ErrInOrder = errors.New("it was ended in order")
 )
 
 // Answer is what a probe has found out.

@@ -41,6 +41,9 @@ const (
 
 var randFloat = rand.Float64
 
+// renewEvery is how often a stream that ends since its connection leaves is opened again without a pause.
+const renewEvery = 100 * time.Millisecond
+
 // lookAround is how often it is looked whether there is a connection again.
 const lookAround = time.Second
 
@@ -58,7 +61,9 @@ func (s *Stream) Run(ctx context.Context) {
 	}
 	log = log.With(zap.String("upstream", s.Endpoint.Address()))
 	wait := backoffBase
+	soon := false // the last stream was on a connection that has left, but within renewEvery
 	for {
+		began := time.Now()
 		conn, reported, err := s.once(ctx)
 		if ctx.Err() != nil {
 			return
@@ -71,13 +76,24 @@ func (s *Stream) Run(ctx context.Context) {
 			log.Error("no load reports", zap.Error(err))
 			s.waitForNext(ctx, conn)
 			continue
-		case errors.Is(err, rpc.ErrLeaving) && reported: // the next connection is to be asked
-			continue
+		case isLeaving(err): // servers end connections that are some time old: the next one is to be asked
+			before := soon
+			if soon = time.Since(began) < renewEvery; !soon || !before {
+				continue
+			}
+		default:
+			soon = false
 		}
 		log.Debug("stream of load reports ended", zap.Error(err), zap.Duration("next_in", wait))
 		sleep(ctx, time.Duration((0.8+0.4*randFloat())*float64(wait)))
 		wait = min(2*wait, backoffMax)
 	}
+}
+
+// isLeaving tells whether a stream has ended since its connection takes no more streams.
+func isLeaving(err error) bool {
+	var he *h2.Error
+	return errors.Is(err, rpc.ErrLeaving) || errors.As(err, &he) && he.Kind == h2.KindGoAway
 }
 
 // waitForNext waits until the endpoint has another connection than this one.

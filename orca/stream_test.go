@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	grpcorca "google.golang.org/grpc/orca"
 	"google.golang.org/grpc/status"
@@ -265,6 +266,29 @@ func connect(t *testing.T, e *transport.Endpoint) {
 type nobody struct{}
 
 func (nobody) Wait() (<-chan struct{}, time.Time) { return nil, time.Time{} }
+
+// A server that ends its connections when they are some time old is asked on the next one at once, whether it has reported
+// by then or not.
+func TestStreamConnectionAge(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc := &service{asked: make(chan *asked)}
+	server := grpc.NewServer(grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 200 * time.Millisecond}))
+	v3orcaservice.RegisterOpenRcaServiceServer(server, svc)
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(server.Stop)
+	watch(t, l.Addr().String(), time.Hour, nil)
+	began := time.Now()
+	for range 4 {
+		next(t, "question", svc.asked)
+	}
+	if d := time.Since(began); d > 5*time.Second { // with pauses it were more than 6
+		t.Errorf("it was asked four times within %v", d)
+	}
+}
 
 // What is no answer to the question is told from one that cannot be read, and neither stops the asking.
 func TestStreamBadAnswers(t *testing.T) {
