@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,14 +16,22 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
 // fieldEngine are faults of frames, windows and connections.
 var fieldEngine = []fieldCase{
+	{
+		"no call is executed twice",
+		"when an upstream broke a rule, calls still waiting to be written were replayed elsewhere and written all the same: two upstreams " +
+			"charged one card; gRFC A6: a transparent retry is for what the server has not seen",
+		noCallIsExecutedTwice,
+	},
 	{
 		"cancelled calls are forgotten",
 		"calls cancelled while an upstream held the connection's window stayed in memory, 6.7 KB each, until the connection ended; " +
@@ -115,4 +125,62 @@ func cancelledCallsAreForgotten(t *testing.T) {
 		return left <= uploads+10
 	})
 	stop()
+}
+
+func noCallIsExecutedTwice(t *testing.T) {
+	var executed sync.Map
+	sound := backendtest.Start(t, backendtest.Options{Hook: func(c *backendtest.Call) error {
+		for _, call := range c.Metadata["x-call"] {
+			if _, twice := executed.LoadOrStore(call, true); twice {
+				return status.Errorf(codes.AlreadyExists, "%s was executed twice", call)
+			}
+		}
+		return nil
+	}})
+	site := "grpc_proxy " + sound.Addr()
+	var bad []*ruleBreaker
+	for range 16 {
+		b := startRuleBreaker(t)
+		bad = append(bad, b)
+		site += " " + b.Addr().String()
+	}
+	p := proxytest.Start(t, proxytest.Options{Site: site + " {\n\tlb_policy random\n}"})
+	ctx := within(t, timeout)
+	var wg sync.WaitGroup
+	var results sync.Map
+	for g := range 6 {
+		c := client(t, p.H2C)
+		for i := range 30 {
+			wg.Go(func() {
+				call := fmt.Sprint(g, "/", i)
+				req := &testgrpc.SimpleRequest{Payload: &testgrpc.Payload{Body: make([]byte, 100*i)}}
+				_, err := c.UnaryCall(metadata.AppendToOutgoingContext(ctx, "x-call", call), req)
+				results.Store(call, err)
+			})
+		}
+	}
+	wg.Wait()
+	ok := 0
+	for _, b := range bad {
+		eventually(t, "its connections have ended", b.settled)
+	}
+	for call, result := range results.Range {
+		err, _ := result.(error)
+		saw := 0
+		for _, b := range bad {
+			if b.saw(call.(string)) {
+				saw++
+			}
+		}
+		_, done := executed.Load(call)
+		switch code := status.Code(err); {
+		case code == codes.AlreadyExists, saw > 1, done && saw > 0:
+			t.Errorf("call %s ended with %v; %d others have seen it, too", call, err, saw)
+		case code == codes.OK && done:
+			ok++
+		case code != codes.Unavailable:
+			t.Errorf("call %s: %v, executed %t; %d others have seen it", call, err, done, saw)
+		}
+	}
+	t.Logf("%d calls came through", ok)
 }

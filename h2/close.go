@@ -24,6 +24,7 @@ func (c *Conn) endLocked(e *Error, goAway bool) {
 		e = &own
 	}
 	c.over = e
+	c.abandonLocked(e)
 	c.leaveLocked()
 	c.stop.Store(true)
 	if goAway && c.writeErr == nil {

@@ -58,6 +58,7 @@ type Conn struct {
 
 	// Output (output.go).
 	enc      *encoder
+	heads    *heads  // header blocks that belong into out and were not compressed yet (heads.go), nil if none
 	out      *buffer // appended, not yet taken by the flusher
 	outBase  uint64  // offset of out's first byte in everything ever appended
 	handed   uint64  // offset up to which the socket has, or may have, got it
@@ -261,7 +262,7 @@ func (c *Conn) streamLimitLocked() int {
 }
 
 // OpenStream opens a stream (client role): it allocates the identifier and appends HEADERS, with END_STREAM if end is
-// set, under one lock, and does not flush. r's methods may run as soon as somebody flushes, before OpenStream has
+// set, under one lock, and does not flush. A stream that is over before somebody has flushed is never sent. r's methods may run as soon as somebody flushes, before OpenStream has
 // returned. Errors are of KindNoCapacity, KindGoAway, KindConnLost or KindLocal (or why else the connection is over), or of
 // KindHeaderListSize, where the peer has said that it would not take so many fields; all with Unprocessed set.
 func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error) {
@@ -281,7 +282,7 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 		}
 	}
 	s := &Stream{
-		c: c, id: c.nextID, r: r, sendWin: c.peerInitWindow, headOff: c.offset(), want: -1,
+		c: c, id: c.nextID, r: r, sendWin: c.peerInitWindow, want: -1,
 		recvWin: c.firstWindowLocked(), window: int64(c.cfg.InitialWindow), sentEnd: end,
 	}
 	for i := range fields {
@@ -300,7 +301,7 @@ func (c *Conn) OpenStream(fields []Field, end bool, r Receiver) (*Stream, *Error
 		c.leaveLocked()
 		c.events |= evNearlyFull
 	}
-	c.appendHeaders(s.id, fields, end)
+	c.queueHeadLocked(s, fields, true, end)
 	// HEADERS are taken whatever waits already. So that they neither pile up nor fill what DATA of the streams there could
 	// use, and what stops the reader, streams are opened again only when DATA is taken again.
 	c.full = c.full || c.pendingLocked() > c.cfg.MaxPending
@@ -340,6 +341,9 @@ func (c *Conn) addLocked(s *Stream) {
 // removeLocked takes a stream that is over out of the table.
 func (c *Conn) removeLocked(s *Stream) {
 	s.closed = true
+	if s.began == headWaits {
+		c.discardLocked(s)
+	}
 	s.wakeLocked()
 	c.waiters.remove(s)
 	c.capped.remove(s)

@@ -108,9 +108,10 @@ func printable(b []byte) string {
 	return strings.TrimSpace(s.String())
 }
 
-// notHTTP2 explains a first frame that is no SETTINGS frame.
+// notHTTP2 explains a first frame that is no SETTINGS frame. Who speaks another protocol has understood nothing of what we
+// sent. But what could be a frame, whose length is below 64 KiB, may come from a server that only begins with the wrong one.
 func notHTTP2(b []byte) *Error {
-	e := &Error{Kind: KindNotHTTP2, Code: ProtocolError, Remote: true, Unprocessed: true}
+	e := &Error{Kind: KindNotHTTP2, Code: ProtocolError, Remote: true, Unprocessed: len(b) > 0 && b[0] != 0}
 	switch {
 	case len(b) >= 3 && b[0] == 0x15 && b[1] == 3 && b[2] <= 4:
 		e.Debug = "it sent a TLS alert, so it expects TLS"

@@ -10,7 +10,8 @@
 // Writing never blocks the caller unless the method says so. Frames are appended, under the connection's lock, to a
 // pending buffer; [Conn.Flush] sends it: whoever finds no flush under way flushes, by trying the socket without
 // blocking; what the socket does not take is left to the connection's writer goroutine. Nothing is sent before
-// somebody flushes, so that a caller can put HEADERS, DATA and the end of a call into one system call.
+// somebody flushes, so that a caller can put HEADERS, DATA and the end of a call into one system call. A client's header
+// blocks are compressed only when they are taken for writing, so that a stream that is over by then is never sent (heads.go).
 package h2
 
 import (

@@ -248,7 +248,7 @@ func (c *Conn) onRequest(id uint32, end bool) *Error {
 	}
 	s := &Stream{
 		c: c, id: id, sendWin: c.peerInitWindow, recvWin: c.firstWindowLocked(), window: int64(c.cfg.InitialWindow),
-		recvEnd: end, want: h.length, bornAt: c.lastRead.Load(), calling: true,
+		recvEnd: end, want: h.length, began: c.lastRead.Load(), calling: true,
 	}
 	c.addLocked(s)
 	if h.malformed != "" {

@@ -3,6 +3,7 @@ package h2
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -225,4 +226,58 @@ func useUp(t testing.TB, c *Conn) {
 		c.Flush()
 		until(t, "it is sent", func() bool { return c.Stats().Pending == 0 })
 	}
+}
+
+// settled waits until the connection's SETTINGS are through and nobody is going to flush, so that what is appended waits.
+func settled(t *testing.T, c *Conn) {
+	t.Helper()
+	until(t, "SETTINGS are through", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.settingsAcked && c.peerReady && c.pendingLocked() == 0 && !c.inBatch && !c.flushing
+	})
+}
+
+// silence makes sure that the peer has got nothing on a stream, given that what it could have got has come.
+func silence(t *testing.T, p *wiretest.Conn, id uint32) {
+	t.Helper()
+	for _, f := range p.Untaken(id) {
+		if f.Stream == id {
+			t.Errorf("the peer got %v", f)
+		}
+	}
+}
+
+func withFields(namesAndValues ...string) []Field {
+	return append(slices.Clip(requestHead), wiretest.Fields(namesAndValues...)...)
+}
+
+// holdWrite opens a stream and lets somebody flush it who then stands inside the system call, though the bytes have left, until
+// release is called.
+func holdWrite(t *testing.T, c *Conn) (s *Stream, release func()) {
+	t.Helper()
+	if !c.sock.canTry {
+		t.Skip("sockets cannot be tried here")
+	}
+	returns := make(chan struct{})
+	release = sync.OnceFunc(func() { close(returns) })
+	t.Cleanup(release)
+	s = mustOpen(t, c, false, newRecorder(t))
+	inside := make(chan struct{})
+	c.mu.Lock()
+	write := c.sock.writeFn
+	c.sock.writeFn = func(fd uintptr) bool {
+		done := write(fd)
+		if inside != nil {
+			close(inside)
+			inside = nil
+			<-returns
+		}
+		return done
+	}
+	c.mu.Unlock()
+	held := inside
+	go c.Flush()
+	wait(t, held)
+	return s, release
 }

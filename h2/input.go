@@ -358,11 +358,13 @@ func (c *Conn) finish(readErr error) {
 	streams := make([]*Stream, 0, len(c.streams))
 	errs := make([]*Error, 0, len(c.streams))
 	for _, s := range c.streams {
-		s.err = e
-		if s.headOff >= c.handed && c.client && !e.Unprocessed {
-			own := *e
-			own.Unprocessed = true // RFC 9113 section 8.7: nothing of it was ever sent
-			s.err = &own
+		if s.err == nil {
+			s.err = e
+			if c.lostLocked(s) && !e.Unprocessed {
+				own := *e
+				own.Unprocessed = true // RFC 9113 section 8.7: nothing of it was ever sent
+				s.err = &own
+			}
 		}
 		streams, errs = append(streams, s), append(errs, s.err)
 	}

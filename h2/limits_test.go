@@ -519,8 +519,7 @@ func TestAnswersThatWait(t *testing.T) {
 	})
 }
 
-// Calls to a peer that reads nothing, each given up soon: what waits for the socket is bounded, and when the peer reads on
-// there is room again.
+// Calls to a peer that reads nothing: what waits for the socket is bounded, and when the peer reads on there is room again.
 func TestHeadersThatWait(t *testing.T) {
 	const size = 32 << 10
 	told := make(chan struct{}, 1)
@@ -537,24 +536,18 @@ func TestHeadersThatWait(t *testing.T) {
 	large := append(slices.Clip(requestHead), Field{Name: "x", Value: strings.Repeat("\xff", size), Sensitive: true})
 	var refused *Error
 	for range 5000 {
-		s, err := c.OpenStream(large, true, newRecorderOf(t, 1))
+		_, err := c.OpenStream(large, true, newRecorderOf(t, 1))
 		if err != nil {
 			refused = err
 			break
 		}
 		c.Flush()
-		s.Reset(Cancel)
-		c.Flush()
 	}
 	if refused == nil || refused.Kind != KindNoCapacity || !refused.Unprocessed {
 		t.Fatalf("%v", refused)
 	}
-	if st := c.Stats(); st.Pending > cfg.MaxPending+2*size || c.Available() != 0 {
-		t.Errorf("%d bytes wait, %d streams available", st.Pending, c.Available())
-	}
-	select { // what the resets freed
-	case <-told:
-	default:
+	if st := c.Stats(); st.Pending > cfg.MaxPending+2*size {
+		t.Errorf("%d bytes wait", st.Pending)
 	}
 	p.Resume()
 	wait(t, told)

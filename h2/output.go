@@ -43,10 +43,14 @@ func (c *Conn) offset() uint64 {
 
 // pendingLocked is how many bytes wait for the socket.
 func (c *Conn) pendingLocked() int {
-	if c.out == nil {
-		return c.inflight
+	n := c.inflight
+	if c.out != nil {
+		n += len(c.out.b)
 	}
-	return c.inflight + len(c.out.b)
+	if c.heads != nil {
+		n += c.heads.size - c.heads.deadData
+	}
+	return n
 }
 
 // crowdedLocked tells whether so much waits for the socket that nothing more is to be caused. DATA stops earlier.
@@ -163,6 +167,9 @@ func (c *Conn) flushLocked() {
 	}
 	for round := 0; ; round++ {
 		b := c.takeLocked()
+		if b == nil {
+			break
+		}
 		c.unlock()
 		n, err := c.sock.try(b.b)
 		c.mu.Lock()
@@ -217,10 +224,15 @@ func (c *Conn) writeSoon() {
 	c.writeLoop()
 }
 
-// takeLocked takes the pending buffer for writing.
+// takeLocked takes the pending buffer for writing; nil if all that was in it was discarded.
 func (c *Conn) takeLocked() *buffer {
+	c.sealLocked()
 	b := c.out
 	c.out = nil
+	if len(b.b) == 0 {
+		putOutBuffer(b)
+		return nil
+	}
 	c.outBase += uint64(len(b.b))
 	c.stats.PendingPeak = max(c.stats.PendingPeak, c.inflight+len(b.b))
 	c.inflight += len(b.b)
@@ -259,7 +271,9 @@ func (c *Conn) writeLoop() {
 			if c.out == nil || c.writeErr != nil {
 				break
 			}
-			c.cur, c.curOff = c.takeLocked(), 0
+			if c.cur, c.curOff = c.takeLocked(), 0; c.cur == nil {
+				continue // streams may have become free to write, or to be opened
+			}
 		}
 		p := c.cur.b[c.curOff:]
 		c.handed = c.outBase
@@ -293,6 +307,7 @@ func (c *Conn) writeFailedLocked(err error) {
 		return
 	}
 	c.writeErr = err
+	c.loseHeadsLocked()
 	c.out, c.inflight = nil, 0
 	if isTimeout(err) {
 		c.endLocked(&Error{Kind: KindTimeout, Debug: "the peer reads nothing", Err: err}, false)
@@ -300,6 +315,12 @@ func (c *Conn) writeFailedLocked(err error) {
 		_ = c.nc.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
 	}
 	c.cond.Broadcast()
+}
+
+// lostLocked tells whether a stream of the client role was taken for writing, or waited for that, but will never leave, since
+// the socket has failed before it.
+func (c *Conn) lostLocked(s *Stream) bool {
+	return c.client && c.writeErr != nil && uint64(s.began) >= c.handed
 }
 
 // emptierLocked lets streams be opened again. That is where those who wait to write are served, so that neither can take all

@@ -42,13 +42,14 @@ func (s *Stream) Done() {
 // head, as gRPC clients do at the deadline that they announce as grpc-timeout. A reset at that time costs no reset budget.
 func (s *Stream) Expires(d time.Duration) {
 	s.c.mu.Lock()
-	s.expires = s.bornAt + int64(max(d, leastExpiry))
+	s.expires = int32(min(max(d, leastExpiry), longestExpiry) / time.Millisecond)
 	s.c.mu.Unlock()
 }
 
 const (
 	// leastExpiry is the shortest deadline that excuses a reset: one that has passed before it has arrived is no deadline.
-	leastExpiry = time.Millisecond
+	leastExpiry   = time.Millisecond
+	longestExpiry = 24 * time.Hour
 	// patientFor is for how long a client must have waited for its reset to be no abuse, whatever the deadline. Streams that
 	// are kept open for so long are bounded by MaxStreams, which an attack with resets wants to get around.
 	patientFor = time.Second
@@ -57,6 +58,6 @@ const (
 // excusedLocked tells whether the peer may reset a stream without a loss of budget, given the time of the reset. The client's
 // clock has started earlier than ours, and head and reset have waited in different queues, so half of a deadline is enough.
 func (s *Stream) excusedLocked(now int64) bool {
-	age := now - s.bornAt
-	return age >= int64(patientFor) || s.expires != 0 && age >= (s.expires-s.bornAt)/2
+	age := time.Duration(now - s.began)
+	return age >= patientFor || s.expires != 0 && age >= time.Duration(s.expires)*time.Millisecond/2
 }

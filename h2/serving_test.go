@@ -220,10 +220,7 @@ func TestLateResetsAreNoAttack(t *testing.T) {
 				}
 				s.c.mu.Lock()
 				defer s.c.mu.Unlock()
-				s.bornAt -= int64(tt.age) // as if it had come so long ago
-				if s.expires != 0 {
-					s.expires -= int64(tt.age)
-				}
+				s.began -= int64(tt.age) // as if it had come so long ago
 				return &sink{}
 			})
 			p.ExpectSettingsAck()

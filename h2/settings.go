@@ -106,7 +106,10 @@ func (c *Conn) onSettings(f frameHeader, p []byte) *Error {
 func (c *Conn) applyLocked(id http2.SettingID, v uint32) *Error {
 	switch id {
 	case http2.SettingHeaderTableSize:
-		c.enc.setPeerMax(v)
+		if min(v, headerTableSize) != c.enc.max {
+			c.sealLocked() // what was appended before the acknowledgement goes by the old size
+			c.enc.setPeerMax(v)
+		}
 	case http2.SettingEnablePush:
 		if v > 1 || v == 1 && c.client {
 			return violation(ProtocolError, "invalid ENABLE_PUSH")
@@ -117,7 +120,10 @@ func (c *Conn) applyLocked(id http2.SettingID, v uint32) *Error {
 		if v < protocolFrameSize || v > maxFrameSizeLimit {
 			return violation(ProtocolError, "invalid MAX_FRAME_SIZE")
 		}
-		c.peerMaxFrame = int(v)
+		if int(v) != c.peerMaxFrame {
+			c.sealLocked()
+			c.peerMaxFrame = int(v)
+		}
 	case http2.SettingMaxHeaderListSize:
 		c.peerMaxHeaderList = v
 	}

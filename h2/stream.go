@@ -18,14 +18,17 @@ type Stream struct {
 	callDue  bool // RecvWriteReady is to be called then
 	done     bool // server role: the owner of the receiver has said so
 	lingers  bool // server role: it is over, but counted in c.lingering
-	wake     chan struct{}
-	err      *Error // why it is over, if not in order
+
+	staged  int32 // client role: DATA appended while HEADERS wait
+	expires int32 // server role: milliseconds after which the client is expected to give up, 0 if unknown
+	// began is, in the client role, where HEADERS stand in all that was ever appended, or why they have no place there (heads.go);
+	// in the server role, the nano at which the request head was read.
+	began int64
+	wake  chan struct{}
+	err   *Error // why it is over, if not in order
 
 	list          *waiters // that it is in, between before and after
 	before, after *Stream
-
-	bornAt  int64 // server role: nano at which the request head was read
-	expires int64 // server role: nano at which the client is expected to give up, 0 if unknown
 
 	// Output flow control (share.go).
 	unacked int64 // sent, and not known to be given back
@@ -39,7 +42,6 @@ type Stream struct {
 	owed    int64 // consumed, not yet given back
 	grantAt int64 // nano of the last grant, or of the first DATA
 	want    int64 // content-length still to come, -1 if unknown
-	headOff uint64
 }
 
 // ID is the stream's identifier.
@@ -83,8 +85,10 @@ func (s *Stream) WriteHeaders(fields []Field, end bool) *Error {
 		c.unlock()
 		return err
 	}
-	c.appendHeaders(s.id, fields, end)
-	if !c.client {
+	if c.client {
+		c.queueHeadLocked(s, fields, false, end)
+	} else {
+		c.appendHeaders(s.id, fields, end)
 		s.headDone = true
 	}
 	if end {
@@ -167,6 +171,9 @@ func (s *Stream) appendLocked(p []byte, end bool) (n int) {
 		last := end && n+k == len(p)
 		c.appendData(s.id, p[n:n+k], last)
 		s.sentLocked(room)
+		if s.began == headWaits {
+			s.staged += int32(room) // MaxPending bounds it
+		}
 		n += k
 		if last {
 			s.endSentLocked()
@@ -240,7 +247,8 @@ func (s *Stream) wakeLocked() {
 	}
 }
 
-// Reset abandons the stream: it appends RST_STREAM (the flush is the caller's) and releases a blocked Write. On a stream
+// Reset abandons the stream: it appends RST_STREAM (the flush is the caller's), or, where its HEADERS have not left, takes it
+// back without a trace, and releases a blocked Write. On a stream
 // that is over it only gives back the credit its receiver still owes. After it has returned no further call of the receiver begins; one may be running.
 // After an answer sent in full, NoError tells the client to stop sending (RFC 9113 section 8.1).
 func (s *Stream) Reset(code ErrCode) {
@@ -254,11 +262,15 @@ func (s *Stream) Reset(code ErrCode) {
 	c.unlock()
 }
 
-// resetLocked appends RST_STREAM and takes the stream out of the table.
+// resetLocked appends RST_STREAM, unless the peer does not know the stream, and takes the stream out of the table.
 func (s *Stream) resetLocked(code ErrCode, err *Error) {
 	c := s.c
-	c.appendReset(s.id, code)
 	s.err = err
+	if s.began >= headLost {
+		s.dropLocked()
+		return
+	}
+	c.appendReset(s.id, code)
 	c.rememberLocked(s.id)
 	c.stray.allow(s.recvWin, s.recvEnd)
 	s.dropLocked()
