@@ -1,13 +1,18 @@
 package e2e
 
 import (
+	"context"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
 // ruleBreaker is an upstream that answers the first call of each connection with a frame that ends the connection.
@@ -100,4 +105,39 @@ func (b *ruleBreaker) saw(call string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.seen[call]
+}
+
+// fillUp makes an upload to an upstream that reads nothing after its head, until neither the sockets nor the proxy take any more
+// of it. It returns the upstream's connection, and a channel that is closed when the upload has ended.
+func fillUp(t *testing.T, ctx context.Context, c testgrpc.TestServiceClient, up *wiretest.Listener) (conn *wiretest.Conn, ended chan struct{}) {
+	t.Helper()
+	s, err := c.StreamingInputCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn = up.Accept()
+	conn.ExpectHeaders()
+	conn.Pause()
+	_ = conn.NetConn().(*net.TCPConn).SetReadBuffer(128 << 10)
+	conn.WriteWindowUpdate(0, 1<<30)
+	var sent atomic.Int64
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		req := &testgrpc.StreamingInputCallRequest{Payload: &testgrpc.Payload{Body: make([]byte, 64<<10)}}
+		for s.Send(req) == nil {
+			sent.Add(1)
+		}
+	}()
+	last, same := int64(0), 0
+	eventually(t, "the upload has come to a halt", func() bool {
+		now := sent.Load()
+		if now == last && now > 0 {
+			same++
+		} else {
+			last, same = now, 0
+		}
+		return same == 30
+	})
+	return conn, ended
 }

@@ -33,6 +33,12 @@ var fieldEngine = []fieldCase{
 		noCallIsExecutedTwice,
 	},
 	{
+		"cancelled calls are not sent",
+		"calls that clients had cancelled before they were written went to the upstream all the same, each with its RST_STREAM, and nginx and Netty " +
+			"close connections that bring many of these (CVE-2023-44487); RFC 9113 section 5.1.1: an identifier may be skipped",
+		cancelledCallsAreNotSent,
+	},
+	{
 		"cancelled calls are forgotten",
 		"calls cancelled while an upstream held the connection's window stayed in memory, 6.7 KB each, until the connection ended; " +
 			"RFC 9113 section 5.1: a reset stream is closed",
@@ -183,4 +189,55 @@ func noCallIsExecutedTwice(t *testing.T) {
 		}
 	}
 	t.Logf("%d calls came through", ok)
+}
+
+func cancelledCallsAreNotSent(t *testing.T) {
+	up := wiretest.Listen(t, wiretest.Options{
+		DiscardData: true, Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1 << 30}},
+	})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + up.Addr()})
+	ctx, stop := context.WithCancel(within(t, timeout))
+	conn, stopped := fillUp(t, ctx, client(t, p.H2C), up)
+	state := stateOf(t, up.Addr())
+	c := client(t, p.H2C)
+	const calls = 50
+	ended := make(chan error, calls)
+	var cancels []context.CancelFunc
+	for i := range calls {
+		ctx, cancel := context.WithCancel(ctx)
+		cancels = append(cancels, cancel)
+		go func() {
+			_, err := c.UnaryCall(ctx, &testgrpc.SimpleRequest{Payload: &testgrpc.Payload{Body: make([]byte, 10*i)}})
+			ended <- err
+		}()
+	}
+	eventually(t, "the calls are at the upstream", func() bool { return state.Active() == calls+1 })
+	for _, cancel := range cancels {
+		cancel()
+	}
+	for range calls {
+		if err := <-ended; status.Code(err) != codes.Canceled {
+			t.Fatalf("%v, want CANCELLED", err)
+		}
+	}
+	eventually(t, "the proxy has given the calls up", func() bool { return state.Active() == 1 })
+	conn.Resume()
+	// The next call comes behind what was left of them. It finds the table of the header compression in order.
+	result := make(chan error, 1)
+	go func() {
+		_, err := c.UnaryCall(metadata.AppendToOutgoingContext(ctx, "x-last", "yes"), &testgrpc.SimpleRequest{})
+		result <- err
+	}()
+	f := conn.ExpectHeaders()
+	for ; f.Get("x-last") != "yes"; f = conn.ExpectHeaders() {
+		t.Errorf("stream %d was sent, though its call had been cancelled", f.Stream)
+	}
+	conn.WriteHeaders(f.Stream, wiretest.Head(), false)
+	conn.WriteData(f.Stream, wiretest.Message(nil), false)
+	conn.WriteHeaders(f.Stream, wiretest.Fields("grpc-status", "0"), true)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	stop()
+	<-stopped
 }
