@@ -58,7 +58,7 @@ func (c *Conn) onHeaders(f frameHeader, p []byte) *Error {
 	}
 	in := &c.in
 	in.blockID, in.blockEnd = f.id, end
-	in.blockMore, in.blockNone = 0, 0
+	in.blockMore, in.blockNone, in.passed = 0, 0, 0
 	in.block = append(in.block[:0], p...)
 	return nil
 }
@@ -76,15 +76,15 @@ func (c *Conn) onContinuation(f frameHeader, p []byte) *Error {
 		in.blockNone++
 	}
 	if len(in.block)+len(p) > in.maxBlock() {
-		c.mu.Lock()
-		if s := c.streams[f.id]; s != nil && c.client && !s.recvEnd {
-			// The block's own stream is to be told why, not only that the connection is over.
-			_ = c.failLocked(s, &Error{Kind: KindHeaderListSize, Code: Cancel})
+		if bad := c.passBlock(); bad != nil {
+			return bad
 		}
-		c.unlock()
-		return violation(EnhanceYourCalm, "header block far above the limit")
 	}
-	if in.blockNone > maxEmptyContinuations || in.blockMore > maxContinuations+in.maxBlock()/protocolFrameSize {
+	most := in.maxBlock()
+	if in.passed > 0 {
+		most *= mostPassed
+	}
+	if in.blockNone > maxEmptyContinuations || in.blockMore > maxContinuations+most/protocolFrameSize {
 		return violation(EnhanceYourCalm, "CONTINUATION flood")
 	}
 	in.block = append(in.block, p...)
@@ -94,7 +94,58 @@ func (c *Conn) onContinuation(f frameHeader, p []byte) *Error {
 	block := in.block
 	in.block = nil
 	in.blockID = 0
+	if in.passed > 0 {
+		return c.passedBlock(f.id, block)
+	}
 	return c.onBlock(f.id, block, in.blockEnd)
+}
+
+// mostPassed is how many times the largest block that is taken a server's may be long for its stream alone to end.
+const mostPassed = 8
+
+// passBlock makes room in a header block that is far above the limit. It is a server's, whose connection carries the calls of
+// many, and a client can bring it about, by a service that repeats what it is told: so the stream that it belongs to ends, and
+// the rest of it is decoded for the table's sake only. A client has its connection ended.
+func (c *Conn) passBlock() *Error {
+	in := &c.in
+	c.mu.Lock()
+	s := c.streams[in.blockID]
+	if s != nil && c.client && !s.recvEnd {
+		_ = c.failLocked(s, &Error{Kind: KindHeaderListSize, Code: Cancel})
+	}
+	c.unlock()
+	if in.passed += len(in.block); !c.client || in.passed > mostPassed*in.maxBlock() {
+		return violation(EnhanceYourCalm, "header block far above the limit")
+	}
+	in.dec.SetEmitEnabled(false)
+	in.dec.SetMaxStringLength(in.maxBlock()) // the decoder keeps what has come of one
+	if _, err := in.dec.Write(in.block); err != nil {
+		return badBlock(err)
+	}
+	in.block = in.block[:0]
+	return nil
+}
+
+// passedBlock handles the end of such a block.
+func (c *Conn) passedBlock(id uint32, rest []byte) *Error {
+	in := &c.in
+	in.passed = 0
+	_, err := in.dec.Write(rest)
+	if err == nil {
+		err = in.dec.Close()
+	}
+	in.dec.SetMaxStringLength(0)
+	if err != nil {
+		return badBlock(err)
+	}
+	c.mu.Lock()
+	defer c.unlock()
+	c.stats.OversizedHeaders++
+	return c.strayLocked(id, 0, "HEADERS")
+}
+
+func badBlock(err error) *Error {
+	return &Error{Kind: KindProtocol, Code: CompressionError, Debug: "header block", Err: err}
 }
 
 // onBlock handles a whole header block. It is decoded whatever happens, since the table must stay in step.
@@ -107,7 +158,7 @@ func (c *Conn) onBlock(id uint32, block []byte, end bool) *Error {
 		err = in.dec.Close()
 	}
 	if err != nil {
-		return &Error{Kind: KindProtocol, Code: CompressionError, Debug: "header block", Err: err}
+		return badBlock(err)
 	}
 	e := c.onFields(id, end)
 	clear(in.fields)

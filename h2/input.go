@@ -49,6 +49,7 @@ type input struct {
 	block     []byte
 	blockMore int // CONTINUATION frames of it
 	blockNone int // of them, empty ones
+	passed    int // bytes of it that were given up (see passBlock)
 }
 
 // shortPart is how long the start of a frame may be to be kept in a buffer of the connection's own.

@@ -1,10 +1,12 @@
 package h2
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
@@ -143,4 +145,43 @@ func TestPatienceWithServers(t *testing.T) {
 			other.want("head :status=200 content-type=application/grpc false")
 		})
 	}
+}
+
+// An answer whose metadata are far too large ends its stream and no other: clients can make a service answer so.
+func TestHugeHeaderBlockOfServer(t *testing.T) {
+	c, p := clientAgainst(t, Config{MaxHeaderListSize: 4 << 10})
+	<-c.Ready()
+	r, late, other := newRecorder(t), newRecorder(t), newRecorder(t)
+	s, l, o := mustOpen(t, c, false, r), mustOpen(t, c, false, late), mustOpen(t, c, false, other)
+	c.Flush()
+	for range 3 {
+		p.ExpectHeaders()
+	}
+	huge := wiretest.Head("x-new", "1")
+	for range 10 {
+		huge = append(huge, hpack.HeaderField{Name: "x-huge", Value: strings.Repeat("\x01", 10<<10), Sensitive: true})
+	}
+	huge = append(huge, hpack.HeaderField{Name: "x-last", Value: "2"})
+	p.WriteHeadersSplit(s.ID(), huge, false, 10000)
+	r.want("reset header_list_size CANCEL remote=false unprocessed=false")
+	if code := p.ExpectReset(s.ID()); code != http2.ErrCodeCancel {
+		t.Error(code)
+	}
+	l.Reset(Cancel) // it comes after its stream has ended
+	c.Flush()
+	p.ExpectReset(l.ID())
+	p.WriteHeadersSplit(l.ID(), huge, false, 10000)
+	// The table of fields is in step: these are indexed by now.
+	p.WriteHeaders(o.ID(), wiretest.Head("x-new", "1", "x-last", "2"), false)
+	other.want("head :status=200 content-type=application/grpc x-new=1 x-last=2 false")
+	late.none()
+	if st := c.Stats(); st.OversizedHeaders != 2 || c.Err() != nil {
+		t.Errorf("%v %+v", c.Err(), st)
+	}
+	for range 20 {
+		huge = append(huge, huge[3])
+	}
+	p.WriteHeadersSplit(o.ID(), huge, false, 10000)
+	expectGoAway(t, p, http2.ErrCodeEnhanceYourCalm)
+	other.want("reset header_list_size CANCEL remote=false unprocessed=false")
 }
