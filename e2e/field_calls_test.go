@@ -193,23 +193,41 @@ func rapidResets(t *testing.T) {
 		for range 5 {
 			others = append(others, standBy(ctx, t, p.H2C))
 		}
-		c := wiretest.Dial(t, p.H2C, nil)
-		fields := c.Request("/"+backendtest.Service+"/FullDuplexCall", "x-forwarded-for", "192.0.2.1")
-		for range 60 {
+		wave := func(n int, wait bool) {
+			c := wiretest.Dial(t, p.H2C, nil)
+			fields := c.Request("/"+backendtest.Service+"/FullDuplexCall", "x-forwarded-for", "192.0.2.1")
+			ids := make([]uint32, n)
 			c.Batch(func() {
-				for range 50 {
-					c.WriteReset(c.Open(fields, false), http2.ErrCodeCancel)
+				for i := range ids {
+					ids[i] = c.Open(fields, false)
+					if !wait {
+						c.WriteReset(ids[i], http2.ErrCodeCancel)
+					}
 				}
 			})
-			if c.Closed() { // Caddy has had enough
-				c = wiretest.Dial(t, p.H2C, nil)
-				fields = c.Request("/"+backendtest.Service+"/FullDuplexCall", "x-forwarded-for", "192.0.2.1")
+			if wait {
+				c.Barrier() // the calls have begun
+				c.Batch(func() {
+					for _, id := range ids {
+						c.WriteReset(id, http2.ErrCodeCancel)
+					}
+				})
 			}
+			c.Barrier()
 			for _, other := range others {
-				other.check("during rapid resets")
+				other.check("during resets")
 			}
 		}
-		eventually(t, "the client has a connection of its own", func() bool { return s.made.Load() > 1 })
+		for range 8 {
+			wave(20, true)
+		}
+		for range 20 {
+			wave(100, false)
+		}
+		eventually(t, "the client has a connection of its own", func() bool {
+			wave(1, true)
+			return s.made.Load() > 1
+		})
 	})
 }
 
