@@ -59,6 +59,7 @@ const (
 type failure struct {
 	code    grpcwire.Code
 	message string // for the client; names no endpoint
+	said    string // by the upstream about its connection, for clients that may know of it
 	reason  string
 	endedBy call.EndedBy
 	source  call.Source
@@ -78,7 +79,7 @@ func proxyFailure(code grpcwire.Code, reason, message string) *failure {
 func fromTransport(e *transport.Error) *failure {
 	f := &failure{
 		code: grpcwire.Unavailable, message: e.Text(), endedBy: call.EndedByProxy, source: call.SourceProxy,
-		endpoint: e.Endpoint, err: e,
+		endpoint: e.Endpoint, err: e, said: e.Said(),
 	}
 	switch e.Kind {
 	case transport.KindDial, transport.KindBackoff:
@@ -251,10 +252,14 @@ func isTimeout(err error) bool {
 
 // text is the message for the client, with the endpoint in front if that is allowed.
 func (f *failure) text(expose bool) string {
-	if expose && f.endpoint != "" {
-		return "upstream " + f.endpoint + ": " + f.message
+	if !expose || f.endpoint == "" {
+		return f.message
 	}
-	return f.message
+	text := "upstream " + f.endpoint + ": " + f.message
+	if f.said != "" {
+		text += " (it says " + strconv.Quote(f.said) + ")"
+	}
+	return text
 }
 
 // hasDetails tells failures that the proxy itself made: no connection, no upstream, a queue, a limit, the end of a

@@ -126,8 +126,8 @@ type Handler struct {
 	// Default: 256 MiB.
 	StreamMemoryLimit int64 `json:"stream_memory_limit,omitempty"`
 
-	// Name the upstream's address in status messages and error details sent to clients. Logs always name it.
-	// Default: false.
+	// Name the upstream's address in status messages and error details sent to clients, with what it said in a GOAWAY.
+	// Logs always have both. Default: false.
 	ExposeUpstream bool `json:"expose_upstream,omitempty"`
 
 	// Log each failed RPC and attempt at the level INFO instead of DEBUG. Default: false.

@@ -1,12 +1,15 @@
 package grpcproxy_test
 
 import (
+	"encoding/base64"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
@@ -208,31 +211,54 @@ func TestWireConnectionLost(t *testing.T) {
 			r.complete()
 		})
 	}
-	// A GOAWAY that names the reason, and then the end: the reason is what an operator needs.
-	r.run("closed after GOAWAY with an error", func(_ *testing.T, r *rig) {
-		c := r.unary()
-		c.up.WriteGoAway(c.sid, http2.ErrCodeEnhanceYourCalm, "too_many_pings")
-		c.up.Close()
-		r.ups[0].drop()
-		want := want
-		want.says = []string{`connection lost after GOAWAY ENHANCE_YOUR_CALM "too_many_pings": the upstream closed it`}
-		r.checkFailure(c.result(), want)
-		r.complete()
-	})
 }
 
-// Semantics 3.2: "Upstream PING timeout → UNAVAILABLE".
-func TestWireKeepalive(t *testing.T) {
-	r := newRig(t, rigOptions{Block: "keepalive {\ninterval 1s\ntimeout 200ms\n}", Up: wiretest.Options{NoPingAck: true}})
-	c := r.streaming()
-	c.head()
-	c.message("response")
-	c.gotHead()
-	c.gotMessage("response")
-	c.up.ExpectPing()
-	r.ups[0].drop()
-	r.checkTrailers(c.result(), "HEADERS+END_STREAM RST_STREAM(NO_ERROR)", failure{
-		code: codes.Unavailable, reason: "UPSTREAM_CONNECTION_LOST", says: []string{"no answer to a keepalive PING"},
-	})
-	r.complete()
+// What an upstream says in GOAWAY is for operators: it may name hosts, versions and the like. Clients learn the error code.
+func TestWireGoAwayText(t *testing.T) {
+	const said = "pod backend-7 (10.1.2.3) is overloaded"
+	for _, tt := range []struct {
+		name, block, says string
+	}{
+		{"as it is", "verbose_logs", ""},
+		{"with expose_upstream", "verbose_logs\nexpose_upstream", ` (it says "` + said + `")`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, rigOptions{Block: tt.block})
+			check := func(c *rpc, message string) {
+				t.Helper()
+				h := c.result()
+				got := grpcwire.DecodeMessage(h.Get("grpc-message"))
+				want := message + tt.says
+				if tt.says != "" {
+					want = strings.Replace(want, message, "upstream "+r.ups[0].Addr()+": "+message, 1)
+				}
+				if got != want {
+					t.Errorf("grpc-message %q, want %q", got, want)
+				}
+				if raw, err := base64.RawStdEncoding.DecodeString(h.Get("grpc-status-details-bin")); err != nil || tt.says == "" && strings.Contains(string(raw), "pod") {
+					t.Errorf("the details have %q, %v", raw, err)
+				}
+			}
+			c := r.unary()
+			c.up.WriteGoAway(c.sid, http2.ErrCodeEnhanceYourCalm, said)
+			c.up.Close()
+			r.ups[0].drop()
+			check(c, "connection lost after GOAWAY ENHANCE_YOUR_CALM: the upstream closed it")
+			c = r.unary()
+			c.head()
+			c.gotHead()
+			c.up.WriteGoAway(0, http2.ErrCodeNo, said)
+			r.ups[0].drop()
+			check(c, "the upstream is shutting down and did not process the call")
+			eventually(t, "the log has it", func() bool {
+				n := 0
+				for _, l := range r.Log("http.handlers.grpc_proxy") {
+					if text, _ := l["error"].(string); l["msg"] == "call failed" && strings.Contains(text, said) {
+						n++
+					}
+				}
+				return n == 2
+			})
+		})
+	}
 }

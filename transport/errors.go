@@ -5,6 +5,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 )
@@ -79,15 +80,29 @@ type Error struct {
 	Err error
 }
 
-// Error names the endpoint: it is meant for logs and for operators.
+// Error names the endpoint and what it said itself: it is meant for logs and for operators.
 func (e *Error) Error() string {
-	if e.Endpoint == "" {
-		return e.Text()
+	text := e.Text()
+	if said := e.Said(); said != "" {
+		text += " (the upstream says " + strconv.Quote(said) + ")"
 	}
-	return e.Endpoint + ": " + e.Text()
+	if e.Endpoint == "" {
+		return text
+	}
+	return e.Endpoint + ": " + text
 }
 
-// Text says what failed and why without the endpoint's address, as far as the cause's own text allows.
+// Said is the text with which the upstream sent GOAWAY. It is the upstream's own and may say anything of it, so it is not for
+// everybody to read.
+func (e *Error) Said() string {
+	if he := new(h2.Error); errors.As(e.Err, &he) && (he.Kind == h2.KindGoAway || he.Kind == h2.KindConnLost && he.Code != h2.NoError) {
+		return he.Debug
+	}
+	return ""
+}
+
+// Text says what failed and why without the endpoint's address and without what it said itself, as far as the cause's own text
+// allows.
 func (e *Error) Text() string {
 	switch e.Kind {
 	case KindDial:
@@ -159,9 +174,14 @@ func Cause(err error) string {
 	if errors.As(err, &he) && he.Err != nil && he.Kind == h2.KindConnLost {
 		text := "connection lost"
 		if he.Code != h2.NoError { // a GOAWAY has told why
-			text += fmt.Sprintf(" after GOAWAY %v %q", he.Code, he.Debug)
+			text += " after GOAWAY " + he.Code.String()
 		}
 		return text + ": " + Cause(he.Err)
+	}
+	if he != nil && (he.Kind == h2.KindGoAway || he.Kind == h2.KindConnLost) {
+		silent := *he
+		silent.Debug = ""
+		return silent.Error()
 	}
 	return innermost(err)
 }
