@@ -63,7 +63,7 @@ var fieldCaddy = []fieldCase{
 		fieldNobodyTakesIt,
 	},
 	{
-		"stalled_uploads",
+		"stalled_uploads_of_one_client",
 		"an upload whose upstream did not read used up the window that Caddy's server grants to a connection, and all other calls of the client stopped; RFC 9113 section 5.2.2",
 		fieldStalledUploads,
 	},
