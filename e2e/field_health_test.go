@@ -10,10 +10,13 @@ import (
 	"testing"
 	"time"
 
+	v3orcapb "github.com/cncf/xds/go/xds/data/orca/v3"
+	v3orcaservice "github.com/cncf/xds/go/xds/service/orca/v3"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
@@ -42,6 +45,16 @@ var fieldHealth = []fieldCase{
 		"servers that end connections when they are old stay healthy",
 		"with MaxConnectionAge 1 s on both upstreams and health_mode watch 334 of 800 calls failed; gRFC A9 makes such a GOAWAY a matter of course",
 		oldConnections,
+	},
+	{
+		"a Watch takes no call's place",
+		"with max_conns 1 and one stream per connection health_check grpc took the stream for its Watch, and no call was ever served; with two, every second one waited out its queue time",
+		func(t *testing.T) { watchedAndBusy(t, "health_check grpc") },
+	},
+	{
+		"a stream of load reports takes no call's place",
+		"the same with the stream of lb_policy orca with enable_oob_load_report (gRFC A51)",
+		func(t *testing.T) { watchedAndBusy(t, "lb_policy orca {\n\t\tenable_oob_load_report\n\t}") },
 	},
 }
 
@@ -164,6 +177,49 @@ func oldConnections(t *testing.T) {
 			t.Errorf("%v", e)
 		}
 	}
+}
+
+func watchedAndBusy(t *testing.T, block string) {
+	for _, limit := range []int{1, 2, 100} {
+		var reports atomic.Int32
+		b := backendtest.Start(t, backendtest.Options{
+			MaxConcurrentStreams: uint32(limit),
+			Register: func(s *grpc.Server) {
+				v3orcaservice.RegisterOpenRcaServiceServer(s, loadReports{count: &reports})
+			},
+		})
+		p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + b.Addr() + " {\n\tmax_conns 1\n\t" + block + "\n}"})
+		c := client(t, p.H2C)
+		spread(t, c, 20, min(limit, 4), b)
+		eventually(t, "it is watched", func() bool { return b.Calls()["/grpc.health.v1.Health/Watch"]+int64(reports.Load()) > 0 })
+		// As many calls as the upstream allows on its one connection, all at once.
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), backendtest.KeyBlock, "yes"))
+		var wg sync.WaitGroup
+		for range limit {
+			wg.Go(func() { _, _ = c.EmptyCall(ctx, new(testgrpc.Empty)) })
+		}
+		eventually(t, "all calls are served", func() bool { return b.Active() == int64(limit) })
+		cancel()
+		wg.Wait()
+		if st := stateOf(t, b.Addr()).Status(); st.Condition != upstream.ConditionHealthy {
+			t.Errorf("the upstream is %v: %s", st.Condition, st.Text)
+		}
+	}
+}
+
+// loadReports reports its load once on each stream.
+type loadReports struct {
+	v3orcaservice.UnimplementedOpenRcaServiceServer
+	count *atomic.Int32
+}
+
+func (l loadReports) StreamCoreMetrics(_ *v3orcaservice.OrcaLoadReportRequest, s v3orcaservice.OpenRcaService_StreamCoreMetricsServer) error {
+	l.count.Add(1)
+	if err := s.Send(&v3orcapb.OrcaLoadReport{CpuUtilization: 0.5}); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return s.Context().Err()
 }
 
 func slowStartOfNewUpstream(t *testing.T) {

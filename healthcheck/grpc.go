@@ -134,6 +134,16 @@ func (*GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlon
 
 // Probe implements [Prober].
 func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
+	for {
+		v, crowded := g.ask(ctx, t)
+		if !crowded || ctx.Err() != nil {
+			return v
+		}
+	}
+}
+
+// ask is Probe, unless the call is given up for the sake of others on its connection: then crowded is true.
+func (g *GRPC) ask(ctx context.Context, t *Target) (_ Verdict, crowded bool) {
 	timeout := t.Timeout
 	if d, ok := ctx.Deadline(); ok {
 		timeout = time.Until(d)
@@ -141,36 +151,50 @@ func (g *GRPC) Probe(ctx context.Context, t *Target) Verdict {
 	var (
 		conn  *h2.Conn
 		began time.Time
+		needs <-chan struct{}
 	)
 	defer func() {
 		if conn != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && conn.Silence() > time.Since(began) {
 			t.suspect(conn)
 		}
 	}()
-	c, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", timeout, func(on *h2.Conn) { conn, began = on, time.Now() })
+	c, err := g.call(ctx, t, "/grpc.health.v1.Health/Check", timeout, func(on *h2.Conn, crowded <-chan struct{}) {
+		conn, began, needs = on, time.Now(), crowded
+	})
 	if err != nil {
-		return noAnswer(ctx, t, err)
+		return noAnswer(ctx, t, err), false
 	}
 	defer c.Close()
+	wait, cancel := rpc.WhileRoom(ctx, needs)
+	defer cancel()
+	v, err := g.answer(wait, t, c)
+	if err != nil {
+		return noAnswer(ctx, t, err), errors.Is(err, rpc.ErrLeaving)
+	}
+	return v, false
+}
+
+// answer waits for the answer.
+func (g *GRPC) answer(ctx context.Context, t *Target, c *rpc.Call) (Verdict, error) {
 	msg, err := c.Next(ctx)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return noAnswer(ctx, t, err)
+		return Verdict{}, err
 	}
 	answered := err == nil
 	status, err := end(ctx, c)
 	switch {
 	case err != nil:
-		return noAnswer(ctx, t, err)
+		return Verdict{}, err
 	case status.Code == grpcwire.OK && answered:
-		return verdictOf(msg)
+		return verdictOf(msg), nil
 	case status.Code == grpcwire.OK:
-		return Verdict{NoAnswer, "the server's answer to the health check has no message"}
+		return Verdict{NoAnswer, "the server's answer to the health check has no message"}, nil
 	case status.Code == grpcwire.Unimplemented:
-		return g.unimplemented(t, status)
+		return g.unimplemented(t, status), nil
 	case status.Code == grpcwire.NotFound:
-		return Verdict{NoSuchService, unknownService(t.Service)}
+		return Verdict{NoSuchService, unknownService(t.Service)}, nil
 	}
-	return Verdict{NoAnswer, "the health check was answered with " + status.String()}
+	return Verdict{NoAnswer, "the health check was answered with " + status.String()}, nil
 }
 
 // unimplemented is the verdict on a server without the health service, which gRFC A17 wants to be taken as healthy.
@@ -214,12 +238,13 @@ func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error
 	timeout := fmt.Errorf("no answer to the health watch within %v", t.Timeout)
 	begin, cancel := context.WithTimeoutCause(ctx, t.Timeout, timeout)
 	defer cancel()
-	c, err := g.call(begin, t, "/grpc.health.v1.Health/Watch", 0, func(*h2.Conn) {})
+	var crowded <-chan struct{}
+	c, err := g.call(begin, t, "/grpc.health.v1.Health/Watch", 0, func(_ *h2.Conn, needs <-chan struct{}) { crowded = needs })
 	if err != nil {
 		return lostBy(err)
 	}
 	defer c.Close()
-	ctx, cancel = c.WhileServing(ctx)
+	ctx, cancel = c.WhileServing(ctx, crowded)
 	defer cancel()
 	wait, cancel := context.WithTimeoutCause(ctx, t.Timeout, timeout)
 	defer cancel()

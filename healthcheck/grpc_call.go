@@ -36,18 +36,19 @@ const (
 )
 
 // call begins a call of the health service. A Check has a deadline, which the server is told; a Watch has none.
-// opened is told which connection it is on, before anything can hang there.
-func (g *GRPC) call(ctx context.Context, t *Target, path string, timeout time.Duration, opened func(*h2.Conn)) (*rpc.Call, error) {
+// opened is told which connection it is on, before anything can hang there, and what is closed when its room there is
+// needed for calls.
+func (g *GRPC) call(ctx context.Context, t *Target, path string, timeout time.Duration, opened func(on *h2.Conn, crowded <-chan struct{})) (*rpc.Call, error) {
 	authority := g.Authority
 	if authority == "" {
 		authority = t.HostPort()
 	}
 	return rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
-		s, err := t.Open(ctx, fields, recv)
+		s, crowded, err := t.open(ctx, fields, recv)
 		if err != nil {
 			return nil, errors.New(err.Text())
 		}
-		opened(s.Conn())
+		opened(s.Conn(), crowded)
 		return s, nil
 	}, &rpc.Request{
 		Scheme: t.Scheme(), Authority: authority, Path: path, UserAgent: DefaultUserAgent, Metadata: g.metadata, Timeout: timeout,

@@ -19,6 +19,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/backendtest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/rpc"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -390,8 +391,13 @@ func TestBusyEndpoint(t *testing.T) {
 	end := transport.NewEndpoint(addrs[0], transport.Config{MaxConns: 1})
 	t.Cleanup(func() { _ = end.Destruct() })
 	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: end.State}
-	call := &Target{Endpoint: info, Address: addrs[0], Timeout: 10 * time.Second, conns: &connections{calls: end}}
-	watch, err := new(GRPC).call(t.Context(), call, "/grpc.health.v1.Health/Watch", 0, func(*h2.Conn) {}) // holds the only stream
+	watch, err := rpc.Begin(t.Context(), func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) { // holds the only stream
+		s, err := end.Open(caller{t.Context()}, fields, false, recv)
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}, &rpc.Request{Scheme: "http", Authority: "x", Path: "/grpc.health.v1.Health/Watch", MaxAnswer: maxMessage})
 	if err != nil {
 		t.Fatal(err)
 	}

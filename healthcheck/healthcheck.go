@@ -157,26 +157,28 @@ func (t *Target) Scheme() string {
 }
 
 // Open opens a stream to the endpoint, on the connections of its calls: what a check proves there, calls will find. If
-// calls leave no room on them, the check makes a connection of its own, since a busy endpoint is not an ill one.
+// these have no room to spare, the check makes a connection of its own, since a busy endpoint is not an ill one, and checks
+// must not make it busy.
 func (t *Target) Open(ctx context.Context, fields []h2.Field, recv h2.Receiver) (*h2.Stream, *transport.Error) {
-	return t.open(caller{ctx}, fields, recv) //nolint:contextcheck // transport knows it as a Caller
+	s, _, err := t.open(ctx, fields, recv)
+	return s, err
 }
 
-func (t *Target) open(c caller, fields []h2.Field, recv h2.Receiver) (*h2.Stream, *transport.Error) {
+// open is Open. If crowded is closed the stream's place is needed for calls.
+func (t *Target) open(ctx context.Context, fields []h2.Field, recv h2.Receiver) (s *h2.Stream, crowded <-chan struct{}, err *transport.Error) {
+	c := caller{ctx}
 	if t.conns.calls == nil {
-		return t.conns.ownEndpoint().Open(c, fields, false, recv)
+		s, err = t.conns.beside().Open(c, fields, false, recv) //nolint:contextcheck // transport knows it as a Caller
+		return s, nil, err
 	}
 	end := t.conns.calls.For(netip.Addr{})
 	if end.Conns() == 0 {
-		end.Retry()                             // checks have a pace of their own, and end the backoff for calls
-		return end.Open(c, fields, false, recv) // waits for the connection
+		end.Retry() // checks have a pace of their own, and end the backoff for calls
 	}
-	s, err := end.Open(hasty{}, fields, false, recv)
-	if err != nil && (err.Kind == transport.KindQueueFull || err.Kind == transport.KindQueueTimeout) {
+	return end.OpenGuest(c, func() *transport.Endpoint { //nolint:contextcheck // as above
 		end.SuspectStuck(t.Timeout)
-		return t.conns.ownEndpoint().Open(c, fields, false, recv)
-	}
-	return s, err
+		return t.conns.beside()
+	}, fields, recv)
 }
 
 // suspect has a connection replaced on which nothing at all has come within the timeout: whether the endpoint is ill or
@@ -196,13 +198,12 @@ func (t *Target) suspect(conn *h2.Conn) {
 // retry has calls' connections made now: the endpoint was found to be well.
 func (c *connections) retry() { c.end.For(netip.Addr{}).Retry() }
 
-func (c *connections) ownEndpoint() *transport.Endpoint {
+// beside has the connections that are not of calls.
+func (c *connections) beside() *transport.Endpoint {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.own == nil {
-		cfg := c.cfg
-		cfg.MinConns, cfg.MaxConns = 0, 1
-		c.own = transport.NewEndpoint(c.addr, cfg)
+		c.own = transport.NewBeside(c.addr, c.cfg)
 		if c.closed {
 			_ = c.own.Destruct() // what is opened now, opens a connection for itself
 		}
@@ -226,11 +227,6 @@ func (c caller) Wait() (<-chan struct{}, time.Time) {
 	deadline, _ := c.ctx.Deadline()
 	return c.ctx.Done(), deadline
 }
-
-// hasty does not let transport wait for a stream that calls want as well.
-type hasty struct{}
-
-func (hasty) Wait() (<-chan struct{}, time.Time) { return nil, time.Now() }
 
 // withPort is the address with another port.
 func withPort(a upstream.Address, port int) upstream.Address {

@@ -60,11 +60,23 @@ func (s *Stream) Run(ctx context.Context) {
 		log = zap.NewNop()
 	}
 	log = log.With(zap.String("upstream", s.Endpoint.Address()))
+	var own *transport.Endpoint
+	beside := func() *transport.Endpoint {
+		if own == nil {
+			own = s.Endpoint.Beside()
+		}
+		return own
+	}
+	defer func() {
+		if own != nil {
+			_ = own.Destruct()
+		}
+	}()
 	wait := backoffBase
 	soon := false // the last stream was on a connection that has left, but within renewEvery
 	for {
 		began := time.Now()
-		conn, reported, err := s.once(ctx)
+		conn, reported, err := s.once(ctx, beside)
 		if ctx.Err() != nil {
 			return
 		}
@@ -126,12 +138,14 @@ const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 
 // once asks once and hands on what comes until the stream ends. gRFC A51: "when the backend sends a GOAWAY, the client will
 // cancel the StreamCoreMetrics call"; a server that closes in good order waits for that.
-func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ error) {
+func (s *Stream) once(ctx context.Context, beside func() *transport.Endpoint) (conn *h2.Conn, reported bool, _ error) {
+	var crowded <-chan struct{}
 	c, err := rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
-		stream, err := s.Endpoint.Open(waiter{ctx}, fields, false, recv) //nolint:contextcheck // the waiter carries it
+		stream, ch, err := s.Endpoint.OpenGuest(waiter{ctx}, beside, fields, recv) //nolint:contextcheck // the waiter carries it
 		if err != nil {
 			return nil, err
 		}
+		crowded = ch
 		return stream, nil
 	}, &rpc.Request{
 		Scheme: s.Endpoint.Scheme(), Authority: s.Authority, Path: path, UserAgent: "caddy-grpc-proxy-orca",
@@ -142,7 +156,7 @@ func (s *Stream) once(ctx context.Context) (conn *h2.Conn, reported bool, _ erro
 	}
 	defer c.Close()
 	conn = c.Conn()
-	ctx, cancel := c.WhileServing(ctx)
+	ctx, cancel := c.WhileServing(ctx, crowded)
 	defer cancel()
 	for {
 		report, err := c.Next(ctx)

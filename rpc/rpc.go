@@ -91,18 +91,28 @@ func frame(msg []byte) []byte {
 // Conn is the connection that the call is on.
 func (c *Call) Conn() *h2.Conn { return c.stream.Conn() }
 
-// ErrLeaving: the call's connection takes no more streams.
+// ErrLeaving: the call's connection takes no more streams, or others need its room there.
 var ErrLeaving = errors.New("the connection is being closed")
 
-// WhileServing returns a context that ends, with ErrLeaving as its cause, when the call's connection takes no more streams.
-// A long call should end then: a server that closes in good order waits for it, and it is the next connection that leads
-// to where calls go from now on.
-func (c *Call) WhileServing(ctx context.Context) (context.Context, context.CancelFunc) {
+// WhileServing returns a context that ends, with ErrLeaving as its cause, when the call's connection takes no more streams,
+// or crowded is closed. A long call should end then: a server that closes in good order waits for it, and it is the next
+// connection that leads to where calls go from now on.
+func (c *Call) WhileServing(ctx context.Context, crowded <-chan struct{}) (context.Context, context.CancelFunc) {
+	return while(ctx, c.Conn().Leaving(), crowded)
+}
+
+// WhileRoom returns a context that ends, with ErrLeaving as its cause, when crowded is closed.
+func WhileRoom(ctx context.Context, crowded <-chan struct{}) (context.Context, context.CancelFunc) {
+	return while(ctx, nil, crowded)
+}
+
+func while(ctx context.Context, leaving, crowded <-chan struct{}) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	leaving := c.Conn().Leaving()
 	go func() {
 		select {
 		case <-leaving:
+			cancel(ErrLeaving)
+		case <-crowded:
 			cancel(ErrLeaving)
 		case <-ctx.Done():
 		}

@@ -49,6 +49,7 @@ type Endpoint struct {
 	keepers  int // who want Config.MinConns connections to be kept
 
 	clients clients
+	guests  guests
 }
 
 // conn is one connection in the pool.
@@ -292,6 +293,7 @@ func (e *Endpoint) nearlyFull(c *conn) {
 		e.retire(c)
 		return
 	}
+	e.guests.leave()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	conns := *e.conns.Load()
