@@ -464,6 +464,7 @@ func (a *attempt) RecvHead(_ *h2.Stream, fields []h2.Field, end bool) {
 	x.in.head = append(x.in.headBuf[:0], fields...)
 	x.in.haveHead, x.in.headEnd, x.in.end = true, end, end
 	x.firstByte = time.Since(x.call.Start)
+	x.moved.Add(1)
 	x.signalLocked()
 }
 

@@ -65,6 +65,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    health_unhealthy_edge_interval <duration>
 //	    health_healthy_edge_interval   <duration>
 //	    health_no_traffic_interval     <duration>
+//	    health_end_hung_calls
 //	    health_authority               <authority>
 //	    health_version                 1.1|2
 //	    health_uri              <uri>

@@ -73,6 +73,8 @@ func (p *parser) healthWord() (known bool, err error) {
 		err = p.duration(&w.active.HealthyEdgeInterval)
 	case "health_no_traffic_interval":
 		err = p.duration(&w.active.NoTrafficInterval)
+	case "health_end_hung_calls":
+		err = p.flag(&w.active.EndHungCalls)
 	case "health_authority":
 		w.grpcOnly = word
 		err = p.text(&w.grpc.Authority)

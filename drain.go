@@ -108,6 +108,30 @@ func (x *exchange) isOn(end *transport.Endpoint) bool {
 	return x.att != nil && x.att.end == end
 }
 
+// noteCalls notes how far the calls on an endpoint are. end ends those that are no farther, since the endpoint hangs.
+func (h *Handler) noteCalls(end *transport.Endpoint) (endThem func()) {
+	moved := make(map[*exchange]int64)
+	for i := range h.drain.shards {
+		s := &h.drain.shards[i]
+		s.mu.Lock()
+		for x := s.first; x != nil; x = x.drained.next {
+			if x.isOn(end) {
+				moved[x] = x.moved.Load()
+			}
+		}
+		s.mu.Unlock()
+	}
+	return func() {
+		n := h.drain.endWhere(func(x *exchange) bool {
+			before, ok := moved[x]
+			return ok && x.moved.Load() == before && x.isOn(end)
+		}, proxyFailure(grpcwire.Unavailable, reasonHung, "the upstream hangs: it has not answered a health check in time, and nothing has moved on the call since"))
+		if n > 0 {
+			h.logger.Info("ended calls on an upstream that hangs", zap.String("upstream", end.Address()), zap.Int("calls", n))
+		}
+	}
+}
+
 // exitMargin is kept of a grace period for the last frames to leave.
 const exitMargin = 200 * time.Millisecond
 

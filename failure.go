@@ -48,6 +48,7 @@ const (
 	reasonRequestLength     = "REQUEST_LENGTH_MISMATCH"
 	reasonStreamIdle        = "STREAM_IDLE_TIMEOUT"
 	reasonStreamTimeout     = "STREAM_TIMEOUT"
+	reasonHung              = "UPSTREAM_HUNG"
 	reasonDrained           = "UPSTREAM_REMOVED"
 	reasonReload            = "PROXY_RELOADED"
 	reasonExit              = "PROXY_SHUTDOWN"

@@ -51,7 +51,7 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 	cfg.Logger = h.logger
 	cfg.Identity += h.HealthChecks.Identity()
 	reach := func(e *upstream.Endpoint) transport.Config { return h.Transport.forEndpoint(cfg, e) }
-	h.HealthChecks.Start(healthcheck.Runtime{Transport: reach, Logger: h.logger, OnChange: h.events.tell})
+	h.HealthChecks.Start(healthcheck.Runtime{Transport: reach, Logger: h.logger, OnChange: h.events.tell, Hung: h.noteCalls})
 	c := cluster.Config{
 		Static:       static,
 		Sources:      sources,

@@ -80,9 +80,15 @@ type Active struct {
 	// The interval for a healthy upstream that had no RPC since it was last asked. Default: the interval.
 	NoTrafficInterval caddy.Duration `json:"no_traffic_interval,omitempty"`
 
+	// End RPCs on an upstream that hangs: when it has not answered a check in time, and is unhealthy by that, with UNAVAILABLE
+	// those of which no byte has moved in either direction since the check began. Default: false, they are left to their
+	// deadlines.
+	EndHungCalls bool `json:"end_hung_calls,omitempty"`
+
 	prober    Prober
 	transport func(*upstream.Endpoint) transport.Config
 	logger    *zap.Logger
+	hung      func(*transport.Endpoint) (end func()) // see Runtime
 	// config is what tells these settings from others; question is the part of it that decides what an answer means.
 	config, question string
 }

@@ -182,9 +182,14 @@ func (c *checker) run() {
 	}
 	pushes := c.pushes
 	c.mu.Unlock()
-	v := c.probe()
+	endHung := func() {}
+	if !c.perRPC && c.g.settings.Load().EndHungCalls {
+		endHung = c.g.note()
+	}
+	v, late := c.probe()
 	changed := c.take(v, pushes)
 	c.mu.Lock()
+	hangs := late && v.Answer == NoAnswer && c.status == unhealthy && !c.stopped
 	if !c.stopped {
 		wait := c.nextLocked()
 		c.mem.mu.Lock()
@@ -196,16 +201,19 @@ func (c *checker) run() {
 	if changed {
 		c.g.r.publish()
 	}
+	if hangs {
+		endHung()
+	}
 }
 
-// probe asks.
-func (c *checker) probe() (v Verdict) {
+// probe asks. late tells whether the time for an answer is over.
+func (c *checker) probe() (v Verdict, late bool) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.target.Timeout)
 	defer cancel()
 	defer func() {
 		if r := recover(); r != nil {
 			c.panicked(r)
-			v = Verdict{Answer: Undecided}
+			v, late = Verdict{Answer: Undecided}, false
 		}
 	}()
 	v = c.g.settings.Load().prober.Probe(ctx, c.asks())
@@ -215,7 +223,7 @@ func (c *checker) probe() (v Verdict) {
 	if v.Answer.good() && c.g.state.Has(upstream.Backoff) {
 		c.target.conns.retry()
 	}
-	return v
+	return v, errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
 func (c *checker) panicked(r any) {

@@ -1,6 +1,7 @@
 package healthcheck
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -64,6 +65,25 @@ func (g *checks) stopLocked() {
 		c.stop()
 	}
 	g.target.conns.close()
+}
+
+// note notes how far the calls of all who use the checks are, if they want those ended that hang. end is called if the endpoint
+// does not answer the check that begins now.
+func (g *checks) note() (end func()) {
+	var ends []func()
+	g.r.mu.Lock()
+	users := slices.Clone(g.users)
+	g.r.mu.Unlock()
+	for _, u := range users {
+		if u.EndHungCalls && u.hung != nil {
+			ends = append(ends, u.hung(g.target.conns.end))
+		}
+	}
+	return func() {
+		for _, end := range ends {
+			end()
+		}
+	}
 }
 
 func (g *checks) askLocked(service string, perRPC bool) {

@@ -63,6 +63,9 @@ type Runtime struct {
 	Logger    *zap.Logger
 	// OnChange is told of events; see Monitor.
 	OnChange func(Transition)
+	// Hung notes how far the calls on an endpoint are when a check of it begins. end ends those that are no farther. It is
+	// called only for Active.EndHungCalls. Nil: no calls are ended.
+	Hung func(*transport.Endpoint) (end func())
 }
 
 // Start must be called once, after Provision and before Attend.
@@ -73,6 +76,7 @@ func (c *Config) Start(r Runtime) {
 	c.monitor = Monitor{Logger: r.Logger, OnChange: r.OnChange}
 	if c.Active != nil {
 		c.Active.Start(r.Transport, r.Logger)
+		c.Active.hung = r.Hung
 	}
 	if c.Passive != nil {
 		c.Passive.Start(r.Logger)
