@@ -133,7 +133,7 @@ func (a *attempt) over() {
 		r.EndedBy = endedBy(f.err, r.EndedBy)
 		a.blame(&r, f)
 	}
-	if r.EndedBy == call.EndedByDeadline && x.firstByte == 0 && a.stream != nil {
+	if (r.EndedBy == call.EndedByDeadline || r.EndedBy == call.EndedByClient) && x.firstByte == 0 && a.stream != nil {
 		r.Connection = a.stream.Conn()
 	}
 	a.teach(&r)

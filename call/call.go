@@ -151,7 +151,8 @@ type Attempt struct {
 	// Served is how much of that the endpoint took: from the last piece of the request that was sent before the answer
 	// began, to the answer's first message or its end. 0: not known.
 	Served time.Duration
-	// Connection is the one that the attempt was on, if its deadline ran out and nothing at all of an answer had come.
+	// Connection is the one that the attempt was on, if its deadline ran out or the client gave up, and nothing at all of an
+	// answer had come.
 	Connection Connection
 	// SentBytes and ReceivedBytes are of gRPC framing, without HTTP/2's own; messages likewise.
 	SentBytes, ReceivedBytes       int64

@@ -254,13 +254,13 @@ func slowStartOfNewUpstream(t *testing.T) {
 			return fresh.Calls().Total() > 0
 		})
 		state := stateOf(t, fresh.Addr())
-		got := spread(t, c, 110, 1, old, fresh)
+		got := spread(t, c, 55, 1, old, fresh)
 		if time.Since(state.UsableSince()) > cold {
 			t.Log("the machine is too slow; once more")
 			continue
 		}
-		if state.Status().Condition != upstream.ConditionWarming || got[1] > 20 {
-			t.Errorf("the new upstream is %v and got %d of 110 calls, want 10", state.Status().Condition, got[1])
+		if state.Status().Condition != upstream.ConditionWarming || got[1] > 12 {
+			t.Errorf("the new upstream is %v and got %d of 55 calls, want 5", state.Status().Condition, got[1])
 		}
 		return
 	}

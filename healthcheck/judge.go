@@ -57,12 +57,10 @@ const (
 //	not connected to yet (backoff)         neutral   nothing new was learned
 //	connection given up as dead            broken    a PING was not answered, nothing was taken from the socket. Once for all
 //	                                                 streams of the connection
-//	deadline ran out at the proxy,         broken    if the endpoint does not answer a PING of its connection either (doubt); a
-//	no byte of an answer                             client in a hurry cannot make it not do that. With deadline_failure_after,
-//	                                                 if it had so much time
-//	deadline ran out at the proxy,         neutral   it is there
-//	some answer
-//	client cancelled, or is gone           neutral   the client's
+//	deadline ran out at the proxy, or      broken    if the endpoint does not answer a PING of its connection either (doubt); a
+//	client cancelled, no byte of an                  client in a hurry cannot make it not do that. With deadline_failure_after,
+//	answer                                           where the deadline ran out, if it had so much time
+//	the same with some answer              neutral   it is there, or the client's own doing
 //	a limit of the proxy, a full queue,    neutral   the proxy's
 //	a reload
 //
@@ -70,17 +68,17 @@ const (
 // RST_STREAM, malformed answer); those of default need not be among them.
 func (p *Passive) judge(a *call.Attempt) outcome {
 	switch a.EndedBy {
-	case call.EndedByClient, call.EndedByProxy:
+	case call.EndedByProxy:
 		return neutral
-	case call.EndedByDeadline:
+	case call.EndedByClient, call.EndedByDeadline:
 		d := time.Duration(p.DeadlineFailureAfter)
 		switch {
 		case a.ReceivedBytes > 0:
 			return neutral
-		case d > 0 && a.Latency >= d:
+		case a.EndedBy == call.EndedByDeadline && d > 0 && a.Latency >= d:
 			return broken
 		case a.Connection != nil:
-			return doubtful
+			return doubtful // the client, who counts the same deadline, may have been the first to give up
 		}
 		return neutral
 	case call.EndedByUpstream:
@@ -131,6 +129,9 @@ func served(a *call.Attempt) time.Duration {
 // pingPatience is how long an endpoint may take for the answer to a PING.
 const pingPatience = time.Second
 
+// askEvery is how often an endpoint is asked at most. In between it is taken to be there as it was.
+const askEvery = 100 * time.Millisecond
+
 // maxDoubts bounds how many attempts wait for that answer. More are not needed.
 const maxDoubts = 64
 
@@ -142,8 +143,8 @@ type doubted struct {
 	trial upstream.Trial
 }
 
-// doubt deals with an attempt whose deadline ran out though the endpoint had sent nothing for it. That alone says more of the
-// client, who set the deadline. But if the endpoint does not answer a PING of the connection either, it hangs, and the
+// doubt deals with an attempt that was given up when the endpoint had sent nothing for it. That alone says more of the client,
+// who set the deadline. But if the endpoint does not answer a PING of the connection either, it hangs, and the
 // attempt counts. It returns false if it is not asked.
 func (p *Passive) doubt(s *upstream.State, r *record, a *call.Attempt, trial upstream.Trial) bool {
 	// What has said something lately need not be asked.
@@ -154,7 +155,7 @@ func (p *Passive) doubt(s *upstream.State, r *record, a *call.Attempt, trial ups
 	defer r.mu.Unlock()
 	d := r.doubts[a.Connection]
 	switch {
-	case r.users[p] == 0 || d != nil && len(d.attempts) == maxDoubts:
+	case r.users[p] == 0 || d != nil && len(d.attempts) == maxDoubts || d == nil && time.Since(r.asked) < askEvery:
 		return false
 	case d == nil:
 		d = new(doubt)
@@ -176,6 +177,7 @@ func (r *record) settle(s *upstream.State, conn call.Connection) {
 	r.mu.Lock()
 	list := r.doubts[conn].attempts
 	delete(r.doubts, conn)
+	r.asked = time.Now()
 	is := neutral
 	if known && !alive {
 		is = broken

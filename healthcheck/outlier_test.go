@@ -102,6 +102,8 @@ func TestJudge(t *testing.T) {
 	longAnswered.ReceivedBytes = 1
 	silent := deadline
 	silent.Connection = new(wire)
+	left := attemptGone
+	left.Connection, left.Latency = new(wire), time.Hour
 	for _, tc := range []struct {
 		name string
 		a    call.Attempt
@@ -129,6 +131,7 @@ func TestJudge(t *testing.T) {
 		{"HTTP 404", http(404), good},
 		{"short deadline", deadline, neutral},
 		{"short deadline, nothing came", silent, doubtful},
+		{"client gone, nothing came", left, doubtful},
 		{"long deadline", long, broken},
 		{"long deadline, answered", longAnswered, neutral},
 	} {
@@ -212,8 +215,8 @@ func TestDeadlineWithoutByte(t *testing.T) {
 	}{
 		{"hangs", &wire{hangs: true, silence: time.Second}, time.Second, true, 1},
 		{"hangs, in a hurry", &wire{hangs: true, silence: time.Second}, time.Millisecond, true, 1},
-		{"slow", &wire{silence: time.Second}, time.Second, false, 10},
-		{"in a hurry", &wire{silence: time.Hour}, 0, false, 10},
+		{"slow", &wire{silence: time.Second}, time.Second, false, 1},
+		{"in a hurry", &wire{silence: time.Hour}, 0, false, 1},
 		{"spoke just now", &wire{hangs: true, silence: 400 * time.Millisecond}, time.Second, false, 0},
 		{"cannot be asked", &wire{hangs: true, unknown: true, silence: time.Second}, time.Second, false, 1},
 	} {
@@ -236,7 +239,8 @@ func TestDeadlineWithoutByte(t *testing.T) {
 				if got := g.ejected() != nil; got != tc.ejected || tc.wire.asked.Load() != tc.asked {
 					t.Errorf("ejected %v, want %v; asked %d times, want %d", got, tc.ejected, tc.wire.asked.Load(), tc.asked)
 				}
-				g.observe(0, 1, a) // its configuration goes before there is an answer
+				a.EndedBy = call.EndedByClient // who counts the same deadline
+				g.observe(0, 5, a)             // the configuration goes before there is an answer
 			})
 		})
 	}

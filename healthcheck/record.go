@@ -35,7 +35,8 @@ type record struct {
 	lastFail  time.Duration // fail_duration of who set Failing
 	failTimer *time.Timer
 	doubts    map[call.Connection]*doubt
-	incidents [4]any // the last that have counted
+	asked     time.Time // when it was last known whether the endpoint is there
+	incidents [4]any    // the last that have counted
 }
 
 func recordOf(s *upstream.State) *record {
