@@ -270,7 +270,7 @@ func (f *failure) hasDetails() bool {
 	switch f.reason {
 	case reasonNoUpstream, reasonConnectFailed, reasonTLSFailed, reasonNotHTTP2, reasonConnLost, reasonQueueFull, reasonQueueTimeout, reasonMemory,
 		reasonMetadataSize, reasonRequestSize, reasonRequestTooLarge, reasonRequestUnreadable, reasonStreamIdle, reasonStreamTimeout,
-		reasonDrained, reasonReload, reasonExit:
+		reasonHung, reasonDrained, reasonReload, reasonExit:
 		return true
 	}
 	return false
