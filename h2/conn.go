@@ -2,6 +2,7 @@ package h2
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -258,7 +259,7 @@ func (c *Conn) streamLimitLocked() int {
 	if c.cfg.MaxStreams > 0 {
 		limit = min(limit, int64(c.cfg.MaxStreams))
 	}
-	return int(limit)
+	return int(min(limit, math.MaxInt32)) // where an int has 32 bits, 2³²-1 would be -1
 }
 
 // OpenStream opens a stream (client role): it allocates the identifier and appends HEADERS, with END_STREAM if end is
@@ -343,6 +344,9 @@ func (c *Conn) removeLocked(s *Stream) {
 	s.closed = true
 	if s.began == headWaits {
 		c.discardLocked(s)
+	}
+	if s.recvEnd {
+		c.stats.Completed++
 	}
 	s.wakeLocked()
 	c.waiters.remove(s)

@@ -9,6 +9,8 @@ type Stats struct {
 	Opened        uint64
 	// Lingering counts calls of the server role whose streams were reset and that are not done yet (Stream.Done).
 	Lingering int
+	// Completed is how many streams the peer has ended in order.
+	Completed uint64
 	// FramesIn and FramesOut count frames, BytesIn and BytesOut bytes on the connection (inside TLS).
 	FramesIn, FramesOut uint64
 	BytesIn, BytesOut   uint64
