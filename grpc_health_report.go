@@ -122,7 +122,7 @@ func (t *tally) add(p proxy, serves func(*upstream.State) bool) {
 		}
 		t.total++
 		// Being full or on trial comes and goes with single calls.
-		if e.State.UsableExcept(upstream.Full|upstream.OnTrial) && (serves == nil || serves(e.State)) {
+		if e.State.UsableExcept(upstream.Momentary) && (serves == nil || serves(e.State)) {
 			t.serving++
 		}
 	}

@@ -36,6 +36,8 @@ type View struct {
 	Starting <-chan struct{}
 	// Panic: so few endpoints are healthy that health is to be disregarded.
 	Panic bool
+	// AnyWillDo: the policy does not mind which endpoint of a priority gets a call (selection.Indifferent).
+	AnyWillDo bool
 
 	used []bool // by the policy, by index; nil: all live ones
 }
@@ -272,7 +274,7 @@ func (c *Cluster) publishLocked() {
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
 		Draining:   make([]upstream.Endpoint, len(draining)),
 	}
-	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
+	v := &View{Snapshot: s, AnyWillDo: selection.Indifferent(c.cfg.Policy), Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
 	for _, part := range []struct {
 		members []*member
 		out     []upstream.Endpoint

@@ -28,7 +28,7 @@ func (c *Cluster) warmLocked(s *upstream.Snapshot) {
 		for i := range list {
 			e := &list[i]
 			part := 1.0
-			if e.State.Usable() {
+			if e.State.UsableExcept(upstream.Momentary) {
 				part = c.cfg.Warmth(e.State)
 			}
 			e.Weight = uint32(min(max(float64(e.EffectiveWeight())*scale*part, 1), upstream.MaxWeight))
@@ -55,7 +55,7 @@ func (c *Cluster) scaleLocked() float64 {
 // panics tells whether so few of the endpoints in use are healthy that health does not count, and how many there are.
 func (c *Cluster) panics(v *View) (yes bool, usable, all int) {
 	// Those come and go with each call; and who has not answered yet may well be healthy, or every start were a panic.
-	const harmless = upstream.Full | upstream.OnTrial | upstream.Connecting
+	const harmless = upstream.Momentary | upstream.Connecting
 	endpoints := v.Snapshot.Endpoints
 	for i := range endpoints {
 		s := endpoints[i].State

@@ -92,7 +92,7 @@ func (c *Cluster) endNews() {
 func (v *View) worthALook() bool {
 	waiting := false
 	for _, e := range v.Endpoints {
-		if v.Panic || e.State.UsableExcept(upstream.Full|upstream.OnTrial) {
+		if v.Panic || e.State.UsableExcept(upstream.Momentary) {
 			return true
 		}
 		waiting = waiting || e.State.Has(upstream.Connecting)

@@ -2,7 +2,6 @@ package h2
 
 import (
 	"fmt"
-	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -259,7 +258,7 @@ func (c *Conn) streamLimitLocked() int {
 	if c.cfg.MaxStreams > 0 {
 		limit = min(limit, int64(c.cfg.MaxStreams))
 	}
-	return int(min(limit, math.MaxInt32)) // where an int has 32 bits, 2³²-1 would be -1
+	return int(limit)
 }
 
 // OpenStream opens a stream (client role): it allocates the identifier and appends HEADERS, with END_STREAM if end is

@@ -71,7 +71,7 @@ func (c *candidates) index(place int) int {
 
 // open tells whether the endpoint at the place may be picked now: the shortest way first, for what is true of nearly all picks.
 func (c *candidates) open(place int, in *PickInfo) bool {
-	return len(in.Tried) == 0 && c.states[place].UsableForAll() || c.openFor(place, in)
+	return in.plain() && c.states[place].UsableForAll() || c.openFor(place, in)
 }
 
 func (c *candidates) openFor(place int, in *PickInfo) bool {

@@ -53,7 +53,7 @@ func newBound(percent int, s *upstream.Snapshot) *bound {
 // look brings the sums up to date with one endpoint.
 func (b *bound) look(place int, s *upstream.State) {
 	now := int64(-1)
-	if s.Usable() {
+	if s.UsableExcept(upstream.NoRoom) {
 		now = max(s.Active(), 0)
 	}
 	if b.seen[place].Load() == now {

@@ -213,7 +213,7 @@ func (p *fullScan) Pick(in PickInfo) (int, bool) {
 
 // pickLeast compares as busyness does. The loops here and below are written out for speed.
 func (p *fullScan) pickLeast(in *PickInfo) (int, bool) {
-	first := len(in.Tried) == 0
+	first := in.plain()
 	best, least := -1, math.Inf(1)
 	equal, next := 0.0, 0.0 // As in lots.
 	for i, s := range p.states {
@@ -237,7 +237,7 @@ func (p *fullScan) pickLeast(in *PickInfo) (int, bool) {
 
 // pickFewest is pickLeast where all weigh the same.
 func (p *fullScan) pickFewest(in *PickInfo) (int, bool) {
-	first := len(in.Tried) == 0
+	first := in.plain()
 	best, fewest := -1, int64(math.MaxInt64)
 	equal, next := 0, 0 // As in lots.
 	for i, s := range p.states {

@@ -111,7 +111,7 @@ func binds(p Policy) bool {
 // usable counts the endpoints that calls can go to, apart from what comes and goes with single calls.
 func usable(endpoints []upstream.Endpoint) (n int) {
 	for i := range endpoints {
-		if endpoints[i].State.UsableExcept(upstream.Full | upstream.OnTrial) {
+		if endpoints[i].State.UsableExcept(upstream.Momentary) {
 			n++
 		}
 	}

@@ -39,17 +39,24 @@ type PickInfo struct {
 	// Tried holds the indexes of the endpoints that this call has been tried on.
 	Tried []int
 	// Disregard are reasons not to use an endpoint that do not count for once: in a panic, when so few endpoints are healthy
-	// that calls are balanced over all.
+	// that calls are balanced over all; or when none has room for another stream and the call has to queue for one.
 	Disregard upstream.Reason
+	// Connected leaves out endpoints that have no connection: one that is being made may never come about.
+	Connected bool
 }
+
+// plain tells whether nothing but an endpoint's state says if the call may go there.
+func (in *PickInfo) plain() bool { return len(in.Tried) == 0 && !in.Connected }
 
 // usable tells whether the state lets the call in.
 func (in *PickInfo) usable(s *upstream.State) bool {
 	switch {
-	case in.Disregard != 0:
+	case in.Connected && !s.IsConnected():
+		return false
+	case in.Call == nil || in.Disregard&upstream.Unhealthy != 0: // in a panic the health of services does not count either
 		return s.UsableExcept(in.Disregard)
-	case in.Call == nil:
-		return s.Usable()
+	case in.Disregard != 0:
+		return s.UsableForExcept(in.Call.Service, in.Disregard)
 	}
 	return s.UsableFor(in.Call.Service)
 }

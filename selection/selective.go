@@ -43,7 +43,7 @@ func (p *DeterministicSubset) Uses(s *upstream.Snapshot) []int {
 	}
 	chosen, _ := p.split(s)
 	if !slices.ContainsFunc(chosen, func(e upstream.Endpoint) bool {
-		return e.State.UsableExcept(upstream.Connecting | upstream.Full | upstream.OnTrial)
+		return e.State.UsableExcept(upstream.Connecting | upstream.Momentary)
 	}) {
 		return nil
 	}

@@ -4,7 +4,7 @@ package upstream
 type Reason uint32
 
 const (
-	// Backoff: the last dial failed and the wait before the next has not passed.
+	// Backoff: the last dial failed, or its connection was of no use, and none has succeeded since.
 	Backoff Reason = 1 << iota
 	// Unhealthy: a health check says so.
 	Unhealthy
@@ -23,15 +23,20 @@ const (
 	OnTrial
 	// Full: as many calls as it may have (SetLimit) are in flight.
 	Full
+	// NoRoom: it has connections, and all streams that they may carry are taken (SetRoom).
+	NoRoom
 	// perService: some services may not be usable; see UsableFor.
 	perService
 )
 
+// Momentary are the reasons that come and go with single calls. They say nothing about how an endpoint is doing.
+const Momentary = OnTrial | Full | NoRoom
+
 const (
 	// unusable are the reasons that keep new calls away.
-	unusable = Backoff | Unhealthy | Connecting | Ejected | Failing | Draining | OnTrial | Full
-	// lasting are those of them that watchers are told about. The others come and go with single calls.
-	lasting = unusable &^ (OnTrial | Full)
+	unusable = Backoff | Unhealthy | Connecting | Ejected | Failing | Draining | Momentary
+	// lasting are those of them that watchers are told about.
+	lasting = unusable &^ Momentary
 	// noted is how many reasons, from the first, have a text and a time.
 	noted = 7
 )

@@ -51,6 +51,12 @@ func (s *State) UsableFor(service string) bool {
 	return r&unusable == 0 && s.serves(service)
 }
 
+// UsableForExcept is UsableFor for those to whom the reasons mean nothing.
+func (s *State) UsableForExcept(service string, except Reason) bool {
+	r := Reason(s.reasons.Load()) &^ except
+	return r&unusable == 0 && (r&perService == 0 || s.serves(service))
+}
+
 func (s *State) serves(service string) bool {
 	p := s.services.Load()
 	if p == nil {

@@ -120,6 +120,9 @@ func (s *State) Connected() time.Time {
 	return time.Time{}
 }
 
+// IsConnected tells whether the endpoint has a connection.
+func (s *State) IsConnected() bool { return s.connected.Load() != 0 }
+
 // SetConnected records that the endpoint has a connection since t, or none any more (zero t).
 func (s *State) SetConnected(t time.Time) {
 	if t.IsZero() {

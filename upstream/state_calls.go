@@ -118,6 +118,17 @@ func (s *State) isFull() bool {
 	return l != 0 && s.Active() >= l
 }
 
+// SetRoom sets or clears NoRoom: whether the endpoint's connections can take another call.
+func (s *State) SetRoom(room bool) {
+	switch {
+	case room == !s.Has(NoRoom):
+	case room:
+		s.reasons.And(^uint32(NoRoom))
+	default:
+		s.reasons.Or(uint32(NoRoom))
+	}
+}
+
 // Begun is how many calls have ever begun. It overflows: that it has changed says that calls have come.
 func (s *State) Begun() uint32 { return s.calls.begun() }
 

@@ -101,3 +101,36 @@ func TestStateMemory(t *testing.T) {
 		t.Error("the counters of work are others each time")
 	}
 }
+
+// What comes and goes with single calls keeps calls away, and tells no watcher.
+func TestNoRoom(t *testing.T) {
+	var s State
+	changes := 0
+	defer s.Watch(func(Change) { changes++ })()
+	s.SetRoom(false)
+	s.SetRoom(false)
+	if s.Usable() || s.UsableFor("a") || !s.UsableExcept(NoRoom) || s.Status().Condition != ConditionHealthy {
+		t.Errorf("full: usable %v, %+v", s.Usable(), s.Status())
+	}
+	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true}}, nil)
+	for service, want := range map[string]bool{"a": false, "b": true, "c": true} {
+		if s.UsableFor(service) || s.UsableForExcept(service, NoRoom) != want {
+			t.Errorf("service %s: usable %v, but for the room %v", service, s.UsableFor(service), s.UsableForExcept(service, NoRoom))
+		}
+	}
+	s.SetRoom(true)
+	if !s.Usable() || changes != 1 { // the services
+		t.Errorf("usable %v, %d changes", s.Usable(), changes)
+	}
+}
+
+// IsConnected is Connected in short.
+func TestIsConnected(t *testing.T) {
+	var s State
+	for _, at := range []time.Time{{}, time.Now(), {}} {
+		s.SetConnected(at)
+		if s.IsConnected() == at.IsZero() || s.IsConnected() == s.Connected().IsZero() {
+			t.Errorf("connected since %v: %v", at, s.IsConnected())
+		}
+	}
+}

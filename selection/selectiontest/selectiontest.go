@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
@@ -59,6 +60,8 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("part of a snapshot", s.testPart)
 	t.Run("services", s.testServices)
 	t.Run("panic", s.testDisregard)
+	t.Run("connected", s.testConnected)
+	t.Run("no room", s.testNoRoom)
 	t.Run("zero weights", s.testZeroWeights)
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
@@ -286,6 +289,49 @@ func (s suite) testDisregard(t *testing.T) {
 	in.Tried = []int{0, 1}
 	if i, ok := p.Pick(in); ok {
 		t.Fatalf("picked %d, which drains", i)
+	}
+}
+
+// testConnected: if asked for, only endpoints that have a connection are picked.
+func (s suite) testConnected(t *testing.T) {
+	snap := Snapshot(3)
+	p := s.newPolicy().Build(snap)
+	in := selection.PickInfo{Connected: true}
+	if i, ok := p.Pick(in); ok {
+		t.Fatalf("picked %d, which has no connection", i)
+	}
+	if _, ok := p.Pick(selection.PickInfo{}); !ok {
+		t.Fatal("picked none, though nobody asked for a connection")
+	}
+	snap.Endpoints[1].State.SetConnected(time.Now())
+	for range 20 {
+		if i, ok := p.Pick(in); !ok || i != 1 {
+			t.Fatalf("picked %d, %v, want the one that has a connection", i, ok)
+		}
+	}
+}
+
+// testNoRoom: an endpoint whose streams are all taken is picked only if the call is to wait, and only if it serves the call's
+// service.
+func (s suite) testNoRoom(t *testing.T) {
+	snap := Snapshot(2)
+	p := s.newPolicy().Build(snap)
+	snap.Endpoints[0].State.SetRoom(false)
+	for range 20 {
+		if i, ok := p.Pick(selection.PickInfo{}); !ok || i != 1 {
+			t.Fatalf("picked %d, %v, want the one that has room", i, ok)
+		}
+	}
+	snap.Endpoints[1].State.SetRoom(false)
+	if i, ok := p.Pick(selection.PickInfo{}); ok {
+		t.Fatalf("picked %d, which has no room", i)
+	}
+	snap.Endpoints[0].State.SetServices(map[string]upstream.Service{"a": {}}, nil)
+	in := selection.PickInfo{Call: &call.Call{Service: "a"}, Disregard: upstream.NoRoom}
+	for range 20 {
+		if i, ok := p.Pick(in); !ok || i != 1 {
+			t.Fatalf("picked %d, %v, want the one that serves the service", i, ok)
+		}
 	}
 }
 
