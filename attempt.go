@@ -23,6 +23,8 @@ type attempt struct {
 	end    *transport.Endpoint
 	stream *h2.Stream
 	lesson lesson
+	// openedAt is when the stream was opened, if the call had to wait for it.
+	openedAt time.Time
 
 	// The sender's, under its lock.
 	sent  int64
@@ -47,8 +49,8 @@ func (x *exchange) begin() *failure {
 		if x.cur.Starting != nil && x.await(x.cur.Starting, nil) {
 			continue
 		}
-		i, ok := x.cur.Picker.Pick(x.pickInfo())
-		if !ok && x.lastErr != nil && x.lastErr.Sent && !x.again {
+		i, ok := x.choose()
+		if !ok && len(x.passed) == 0 && x.lastErr != nil && x.lastErr.Sent && !x.again {
 			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
 			// endpoint (a server that restarts gracefully, say).
 			x.again = true
@@ -58,8 +60,12 @@ func (x *exchange) begin() *failure {
 		if lb.Retries > 0 && x.call.Result.Attempts > lb.Retries {
 			return x.exhausted()
 		}
-		if !ok {
+		if !ok && (len(x.passed) == 0 || x.insists) {
 			i, ok = x.connecting()
+		}
+		if !ok && len(x.passed) > 0 {
+			x.passed, x.insists = x.passed[:0], true // none is better than those
+			continue
 		}
 		if !ok && news == nil {
 			news = x.h.cluster.News()
@@ -89,8 +95,12 @@ func (x *exchange) begin() *failure {
 		if x.refusal != nil {
 			return x.refusal
 		}
-		if err.Kind == transport.KindCanceled {
+		switch err.Kind {
+		case transport.KindCanceled:
 			return x.cutOr(clientGone())
+		case transport.KindElsewhere:
+			x.passed = append(x.passed, i)
+			continue
 		}
 		x.lastErr = err
 		x.tried = append(x.tried, i)
@@ -112,6 +122,7 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 	x.att = a // from here on finish ends it, whatever happens
 	x.mu.Unlock()
 	x.call.Result.Attempts++
+	before := x.call.Result.Upstream
 	x.call.Result.Upstream = a.end.Address()
 
 	fields := fieldLists.Get().(*[]h2.Field)
@@ -134,9 +145,14 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 		x.mu.Lock()
 		x.att = nil
 		x.mu.Unlock()
-		a.failed(err)
+		if err.Kind == transport.KindElsewhere {
+			a.withdraw(before)
+		} else {
+			a.failed(err)
+		}
 		return err, true
 	}
+	a.opened()
 	x.mu.Lock()
 	a.stream = stream
 	cut := x.in.cut != nil
@@ -156,7 +172,7 @@ func (x *exchange) renew() {
 		return
 	}
 	old := x.cur
-	x.cur = view
+	x.cur, x.passed = view, x.passed[:0]
 	kept := x.tried[:0]
 	for _, i := range x.tried {
 		if now := slices.Index(view.Endpoints, old.Endpoints[i]); now >= 0 {
@@ -164,25 +180,6 @@ func (x *exchange) renew() {
 		}
 	}
 	x.tried = kept
-}
-
-// connecting finds an endpoint that is in backoff, and good apart from that, but is being dialled again at the moment. When
-// no other is left the call waits for that, as long as it may wait for any connection.
-func (x *exchange) connecting() (index int, ok bool) {
-	ignore := x.pickInfo().Disregard | upstream.Backoff
-	for i, e := range x.cur.Live() {
-		s := e.State
-		if !s.Has(upstream.Backoff) || !s.UsableExcept(ignore) || slices.Contains(x.tried, i) {
-			continue
-		}
-		if is, asked := s.Services()[x.call.Service]; asked && !is.Usable && !x.cur.Panic {
-			continue
-		}
-		if e.Dialing() {
-			return i, true
-		}
-	}
-	return 0, false
 }
 
 // awaitNews waits for the first list of a source of endpoints, or until it is known of one of the endpoints that nothing is
@@ -240,7 +237,7 @@ func (x *exchange) pickInfo() selection.PickInfo {
 func (x *exchange) anotherRound() *failure {
 	for _, e := range x.cur.Live() {
 		if e.State.Has(upstream.Backoff) {
-			e.Want() // so that it is found to be back without a call having to suffer for it
+			e.For(x.call.ClientIP).Ask() // so that it is found to be back without a call having to suffer for it
 		}
 	}
 	lb := x.h.LoadBalancing

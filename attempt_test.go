@@ -146,7 +146,7 @@ func TestWaitsForGoodEndpoints(t *testing.T) {
 	defer l.Close() // It is connected to, and never answers.
 	h := &Handler{
 		Upstreams: []*Upstream{{Dial: l.Addr().String()}},
-		Transport: &Transport{DialTimeout: caddy.Duration(time.Hour), MinConns: 1},
+		Transport: &Transport{DialTimeout: caddy.Duration(time.Hour)},
 	}
 	if err := provision(t, h); err != nil {
 		t.Fatal(err)
@@ -157,12 +157,11 @@ func TestWaitsForGoodEndpoints(t *testing.T) {
 	end := x.cur.Endpoints[0]
 	s := end.State
 	s.Set(upstream.Backoff)
-	if _, ok := x.connecting(); ok {
-		t.Error("it is not being dialled")
+	if end.Dialing() {
+		t.Error("it is dialled without a call")
 	}
-	end.Preconnect()
-	if _, ok := x.connecting(); !ok {
-		t.Error("the call does not wait for it")
+	if _, ok := x.connecting(); !ok || !end.Dialing() {
+		t.Error("it is not dialled for the call, or the call does not wait for it")
 	}
 	for _, r := range []upstream.Reason{upstream.Unhealthy, upstream.Connecting, upstream.Ejected, upstream.Failing, upstream.Draining} {
 		s.Set(r)

@@ -1,6 +1,8 @@
 package grpcproxy
 
 import (
+	"strconv"
+
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -66,7 +68,7 @@ func (p *parser) transportWord() (known bool, err error) {
 	case "min_conns":
 		return true, p.integer(&p.transport().MinConns)
 	case "queue_size":
-		return true, p.integer(&p.transport().QueueSize)
+		return true, p.queueSize()
 	case "queue_full_status":
 		return true, p.queueFullStatus()
 	case "proxy_protocol":
@@ -134,6 +136,21 @@ func (p *parser) keepaliveInterval(prefix string) error {
 	if err := k.validate(); err != nil {
 		return p.Errf("%s%w", prefix, err)
 	}
+	return nil
+}
+
+// queueSize reads a number that may be 0.
+func (p *parser) queueSize() error {
+	t := p.transport()
+	name, arg, err := p.one()
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(arg)
+	if err != nil || n < 0 {
+		return p.Errf("%s: %q is not a positive whole number, or 0 to let no call wait; leave the line out for the default", name, arg)
+	}
+	t.QueueSize = &n
 	return nil
 }
 

@@ -39,6 +39,9 @@ type exchange struct {
 	// request is pumped, the server's; then whoever responds.
 	tried     []int
 	triedBuf  [4]int
+	passed    []int // had no stream or no connection at once
+	insists   bool  // all that there are were passed over: wait for one of them
+	queued    bool  // has waited for a stream
 	lastErr   *transport.Error
 	again     bool
 	refused   bool     // by REFUSED_STREAM

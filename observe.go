@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 )
@@ -35,6 +36,7 @@ func (x *exchange) finish() {
 	}
 	if x.att != nil {
 		x.att.over()
+		x.att.tellTime(r.EndedBy == call.EndedByUpstream)
 	}
 	if x.gaveUp() {
 		x.h.cancels.note(x.call.ClientIP, x.call.Start.Add(r.Latency))

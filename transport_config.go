@@ -71,8 +71,9 @@ type Transport struct {
 	// (SETTINGS_MAX_CONCURRENT_STREAMS). Default: the upstream's limit.
 	MaxStreamsPerConn int `json:"max_streams_per_conn,omitempty"`
 
-	// How many RPCs may wait for a stream of one upstream. Default: 1024.
-	QueueSize int `json:"queue_size,omitempty"`
+	// How many RPCs may wait for a stream of one upstream when all are taken, those with the earliest deadlines first. With 0
+	// none waits. Those that wait for a connection to be made do not count. Default: 1024.
+	QueueSize *int `json:"queue_size,omitempty"`
 
 	// The gRPC status for RPCs beyond that: `UNAVAILABLE`, which clients may retry, or `RESOURCE_EXHAUSTED`. Default:
 	// `UNAVAILABLE`.
@@ -119,9 +120,11 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 		MinConns:          t.MinConns,
 		MaxConns:          t.MaxConns,
 		MaxStreamsPerConn: uint32(min(max(t.MaxStreamsPerConn, 0), math.MaxInt32)),
-		QueueSize:         t.QueueSize,
 		MaxAge:            time.Duration(t.MaxConnAge),
 		MaxHeaderListSize: uint32(min(max(t.MaxResponseHeaderSize, 0), math.MaxInt32)),
+	}
+	if n := t.QueueSize; n != nil {
+		cfg.QueueSize = cmp.Or(*n, -1) // transport's 0 is the default
 	}
 	if k := t.KeepAlive; k != nil {
 		cfg.PingInterval = time.Duration(k.Interval)
@@ -206,7 +209,7 @@ func (t *Transport) validate() error {
 		{"min_conns", int64(t.MinConns)},
 		{"max_conns", int64(t.MaxConns)},
 		{"max_streams_per_conn", int64(t.MaxStreamsPerConn)},
-		{"queue_size", int64(t.QueueSize)},
+		{"queue_size", int64(orZero(t.QueueSize))},
 		{"max_response_header_size", t.MaxResponseHeaderSize},
 		{"dial_timeout", int64(t.DialTimeout)},
 		{"max_conn_age", int64(t.MaxConnAge)},
@@ -234,6 +237,13 @@ func (t *Transport) validate() error {
 		}
 	}
 	return nil
+}
+
+func orZero(n *int) int {
+	if n == nil {
+		return 0
+	}
+	return *n
 }
 
 func (k *KeepAlive) validate() error {

@@ -5,23 +5,36 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// backoff is the wait after failed dials. It doubles from 100 ms to 10 s, ×[0.8, 1.2]: shorter than gRPC's 1 s to
-// 120 s, since a proxy has other endpoints to send the call to and should see soon that this one is back.
+// backoff is the wait after failed dials, and after connections that ended before they were of use. It doubles from 100 ms
+// to 10 s, ×[0.8, 1.2]: shorter than gRPC's 1 s to 120 s, since a proxy has other endpoints to send the call to and should see
+// soon that this one is back.
 type backoff struct {
+	// failures is how many there were in a row. The series goes on until a connection has proved itself.
 	failures int
 	since    time.Time // of the first failure
 	told     string    // why, as it was logged last
-	until    time.Time
-	last     *Error
-	timer    *time.Timer
-	// wanted: a call was turned away meanwhile, so dial as soon as the wait is over.
-	wanted bool
+	until    time.Time // no dial before; zero if there may be one
+	last     *Error    // why there is no connection, nil once there is one
+	// paused: last is the end of a connection. That the endpoint can be connected to is known, so calls may wait until it is.
+	paused bool
+	barred bool        // the endpoint takes no calls because of this
+	timer  *time.Timer // dials at due
+	due    time.Time
 }
 
-func (b *backoff) activeLocked() bool { return b.last != nil && time.Now().Before(b.until) }
+// proofTime is how long a connection lives that proves itself without having completed a stream.
+const proofTime = 10 * time.Second
+
+// proven tells whether the connection was, or is, of use.
+func (c *conn) proven() bool {
+	return time.Since(c.made) >= proofTime || c.Stats().Completed > 0
+}
+
+func (b *backoff) activeLocked() bool { return time.Now().Before(b.until) }
 
 func (b *backoff) resetLocked() {
 	if b.timer != nil {
@@ -38,21 +51,19 @@ func backoffDelay(n int) time.Duration {
 	return min(backoffBase<<(n-1), backoffMax)
 }
 
-// dialFailedLocked puts the endpoint into backoff and, if it has no connection, turns away who waits for one.
-func (e *Endpoint) dialFailedLocked(err *Error) {
-	if e.released {
-		return // nobody waits for it, and it was Destruct that ended the dial
-	}
+// delayLocked notes a failure and puts the next dial off.
+func (e *Endpoint) delayLocked(err *Error) {
 	b := &e.backoff
+	for _, c := range *e.conns.Load() {
+		if b.failures > 0 && c.proven() {
+			b.failures = 0
+		}
+	}
 	if b.failures++; b.failures == 1 {
 		b.since = time.Now()
 	}
 	wait := jitter(backoffDelay(b.failures), 0.2)
 	b.last, b.until = err, time.Now().Add(wait)
-	if b.timer != nil {
-		b.timer.Stop()
-	}
-	b.timer = time.AfterFunc(wait, e.backoffOver)
 	level := zap.DebugLevel
 	why := err.Text()
 	if err.Kind == KindNotHTTP2 {
@@ -65,39 +76,109 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	if c := e.logger.Load().Check(level, "cannot connect to upstream"); c != nil {
 		c.Write(zap.String("upstream", e.Address()), zap.Error(err), zap.Int("failures", b.failures), zap.Duration("next_dial_in", wait))
 	}
+}
+
+// dialFailedLocked puts the endpoint into backoff and, if it has no connection, turns away who waits for one.
+func (e *Endpoint) dialFailedLocked(err *Error) {
+	if e.released {
+		e.failQueueLocked(err)
+		e.restLocked()
+		return
+	}
+	e.delayLocked(err)
+	e.backoff.paused = false
+	e.wakeUpLocked()
 	if len(*e.conns.Load()) > 0 {
 		return // the connections there are still serve, and who waits for them may wait on
 	}
-	if len(e.queue) > 0 {
-		b.wanted = true
-	}
-	e.State.Set(upstream.Backoff)
+	e.barLocked(err)
 	e.failQueueLocked(err)
 }
 
-// dialledLocked ends the backoff.
+// barLocked keeps new calls away from the endpoint. Where connections speak for clients, what an upstream does with one of
+// them says nothing about the others, only that it cannot be reached at all.
+func (e *Endpoint) barLocked(err *Error) {
+	if p := e.clients.parent; p == nil || err.unreached && p.clients.connected.Load() == 0 {
+		e.backoff.barred = true
+		e.State.Set(upstream.Backoff)
+	}
+}
+
+// wakeUpLocked has the next dial made when the wait is over.
+func (e *Endpoint) wakeUpLocked() {
+	b := &e.backoff
+	if b.due.Equal(b.until) {
+		return
+	}
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	b.due = b.until
+	b.timer = time.AfterFunc(time.Until(b.until), e.backoffOver)
+}
+
+// dialledLocked ends the backoff, but not the series of delays: the connection has to prove itself.
 func (e *Endpoint) dialledLocked(conns int) {
-	if b := &e.backoff; b.failures > 0 {
+	b := &e.backoff
+	if b.failures > 0 && b.last != nil {
 		e.logger.Load().Info("connected to upstream again", zap.String("upstream", e.Address()),
 			zap.Int("failures", b.failures), zap.Duration("after", time.Since(b.since)))
 	} else {
 		e.logger.Load().Debug("connected", zap.String("upstream", e.Address()), zap.Int("connections", conns))
 	}
-	e.backoff.resetLocked()
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	b.due = time.Time{}
+	b.until, b.last, b.paused, b.barred, b.timer = time.Time{}, nil, false, false, nil
 	e.State.Clear(upstream.Backoff)
 }
 
-// backoffOver makes the endpoint eligible again. If calls were turned away meanwhile, or wait for a further connection, it
-// is dialled at once, so that it comes back without a call having to find out.
+// lostLocked handles the end of a connection that the upstream has ended, or is ending. It is replaced if it was the last and
+// was of use, so that the next call finds another one ready, and an endpoint that is down is known to be before the next call
+// meets it; but not without a pause if it ended as soon as it was made. A replacement that nobody used is not replaced, so that
+// a server which closes idle connections is not dialled for ever.
+func (e *Endpoint) lostLocked(c *conn, err *h2.Error) {
+	if e.released {
+		if len(e.line.waiters) > 0 {
+			e.startDialLocked()
+		}
+		return
+	}
+	if c.proven() {
+		e.backoff.failures = 0
+		e.replaceLocked(c)
+		return
+	}
+	e.delayLocked(e.dialError(KindDial, endedSoonError{err}))
+	b := &e.backoff
+	b.paused = true
+	switch {
+	case e.neededLocked(c):
+		if len(*e.conns.Load()) == 0 {
+			e.barLocked(b.last)
+		}
+		e.wakeUpLocked()
+	case e.clients.parent != nil:
+		e.wakeUpLocked() // the part is forgotten then
+	default:
+		b.last = nil // nobody has missed it
+	}
+}
+
+// backoffOver dials again. The endpoint takes no calls before that has succeeded; of a client's part nobody may ever want to
+// know again.
 func (e *Endpoint) backoffOver() {
 	e.mu.Lock()
-	over := !e.released && e.backoff.last != nil
+	b := &e.backoff
+	over := !e.released && !b.until.IsZero() && !b.activeLocked() // else it is an earlier wait that is over
 	if over {
-		e.backoff.until = time.Time{}
-		if e.backoff.wanted || e.keepers > 0 || len(e.queue) > 0 {
-			e.backoff.wanted = false
-			e.startDialLocked() // Backoff stays set until the dial succeeds
-		} else {
+		b.until = time.Time{}
+		switch {
+		case e.clients.parent == nil || len(e.line.waiters) > 0:
+			e.startDialLocked()
+		case b.barred:
+			b.barred = false
 			e.State.Clear(upstream.Backoff)
 		}
 	}
@@ -108,11 +189,38 @@ func (e *Endpoint) backoffOver() {
 	}
 }
 
-// Want tells the endpoint that a call would have gone there, had it not been in backoff.
-func (e *Endpoint) Want() {
+// askEvery is the least time between dials that calls ask for.
+const askEvery = time.Second
+
+// Ask is for a call that finds no usable endpoint: the endpoint is dialled, if the last dial did not begin within the last
+// second. Ask tells whether there is something to wait for.
+func (e *Endpoint) Ask() (worthwhile bool) {
 	e.mu.Lock()
-	e.backoff.wanted = true
-	e.mu.Unlock()
+	defer e.mu.Unlock()
+	b := &e.backoff
+	switch next := e.dialled.Add(askEvery); {
+	case e.released || e.dialing || len(*e.conns.Load()) > 0:
+		return true
+	case !b.activeLocked() || !time.Now().Before(next):
+		b.until = time.Time{}
+		e.startDialLocked()
+		return true
+	case next.Before(b.until):
+		b.until = next
+		e.wakeUpLocked()
+	}
+	return b.paused
+}
+
+// Connect begins to make the first connection, unless that has failed lately. It returns false if that was begun before.
+func (e *Endpoint) Connect() (begun bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.dialing || len(*e.conns.Load()) > 0 {
+		return false
+	}
+	e.startDialLocked()
+	return e.dialing
 }
 
 // Retry dials an endpoint without a connection now, even if it is in backoff. It is for who has reason to think that the

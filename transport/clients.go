@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -19,6 +20,8 @@ type clients struct {
 	released bool
 	parent   *Endpoint // of a part
 	client   netip.Addr
+	// connected is how many parts have connections.
+	connected atomic.Int32
 }
 
 // For returns the endpoint to open a client's streams on: e itself, unless PROXY protocol is on.
@@ -52,8 +55,8 @@ func (e *Endpoint) Own(client netip.Addr) *Endpoint {
 	p.clients.parent, p.clients.client = e, client
 	if c.released {
 		p.released = true // its connections end with their streams
+		p.gone.Store(true)
 		p.stop()
-		return p
 	}
 	if c.parts == nil {
 		c.parts = make(map[netip.Addr]*Endpoint)

@@ -43,7 +43,7 @@ type Config struct {
 	MaxConns int
 	// MaxStreamsPerConn bounds the streams of one connection below the peer's own limit. 0: the peer's limit alone.
 	MaxStreamsPerConn uint32
-	// QueueSize is how many calls may wait for a stream. Default 1,024.
+	// QueueSize is how many calls may wait for a stream when all are taken. Default 1,024; negative: none.
 	QueueSize int
 	// QueueTimeout bounds the wait of a call without a deadline. Default 5 s.
 	QueueTimeout time.Duration

@@ -17,7 +17,7 @@ const alpn = "h2"
 
 // dial makes one connection and waits for the peer's first SETTINGS, so that an upstream that does not speak HTTP/2 is
 // found out while nothing has been sent yet, and the peer's limit of streams is known before the first call.
-func (e *Endpoint) dial(ctx context.Context, cfg h2.Config) (*h2.Conn, *Error) {
+func (e *Endpoint) dial(ctx context.Context, c *conn) *Error {
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.DialTimeout)
 	defer cancel()
 
@@ -29,35 +29,44 @@ func (e *Endpoint) dial(ctx context.Context, cfg h2.Config) (*h2.Conn, *Error) {
 	}
 	nc, err := d.DialContext(ctx, e.addr.Network, e.addr.Dial)
 	if err != nil {
-		return nil, e.dialError(KindDial, err)
+		terr := e.dialError(KindDial, err)
+		terr.unreached = true
+		return terr
 	}
 	setUserTimeout(nc, e.cfg.PingTimeout)
 	if err := e.writeProxyHeader(nc); err != nil {
 		nc.Close()
-		return nil, e.dialError(KindDial, fmt.Errorf("sending the PROXY protocol header: %w", err))
+		return e.dialError(KindDial, fmt.Errorf("sending the PROXY protocol header: %w", err))
 	}
 
 	if e.cfg.TLS != nil {
 		tc, terr := e.handshake(ctx, nc)
 		if terr != nil {
 			nc.Close()
-			return nil, terr
+			return terr
 		}
 		nc = tc
 	}
 
-	c := h2.Client(nc, cfg)
-	select {
-	case <-c.Ready():
-	case <-c.Done():
-	case <-ctx.Done():
-		c.Close(h2.NoError, "")
-		return nil, e.dialError(KindDial, fmt.Errorf("no HTTP/2 SETTINGS from the upstream: %w", context.Cause(ctx)))
+	c.Conn = h2.Client(nc, e.connConfig(c))
+	silence := time.NewTimer(silentAfter)
+	defer silence.Stop()
+	for {
+		select {
+		case <-silence.C:
+			e.silent(c)
+			continue
+		case <-c.Ready():
+		case <-c.Done():
+		case <-ctx.Done():
+			c.Close(h2.NoError, "no HTTP/2 SETTINGS from the upstream")
+			return e.dialError(KindDial, fmt.Errorf("no HTTP/2 SETTINGS from the upstream: %w", context.Cause(ctx)))
+		}
+		if herr := c.Err(); herr != nil {
+			return e.settingsError(herr)
+		}
+		return nil
 	}
-	if herr := c.Err(); herr != nil {
-		return nil, e.settingsError(herr)
-	}
-	return c, nil
 }
 
 func (e *Endpoint) handshake(ctx context.Context, nc net.Conn) (net.Conn, *Error) {

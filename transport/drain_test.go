@@ -42,8 +42,7 @@ func TestIdleCloseWithCallWaiting(t *testing.T) {
 	result := openLater(e)
 	waiting(t, e, 1)
 	close(last.release)
-	wantOpened(t, result)
-	(<-accepted).ExpectHeaders()
+	wantOpened(t, result) // perhaps on a third connection: the second may have been idle for too long, too
 }
 
 // TestConnectionWithoutIdentifiers: a connection that can open no stream any more makes room for another one while its last

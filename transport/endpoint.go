@@ -35,12 +35,16 @@ type Endpoint struct {
 	// conns are the connections that take new streams, oldest first. The slice is replaced, never changed, under mu;
 	// calls read it without a lock.
 	conns atomic.Pointer[[]*conn]
-	// waiting is len(queue) for those who do not hold mu.
+	// waiting is len(line.waiters) for those who do not hold mu.
 	waiting atomic.Int32
+	// gone is released for those who do not hold mu.
+	gone atomic.Bool
 
 	mu       sync.Mutex
-	queue    []*waiter
+	line     line
 	dialing  bool
+	dialled  time.Time // when the last dial began
+	early    *conn     // is being made, and may be used for one call (see silent)
 	released bool
 	backoff  backoff
 	ping     time.Duration
@@ -57,6 +61,8 @@ type conn struct {
 	*h2.Conn
 	// used tells whether a stream was ever opened on it.
 	used atomic.Bool
+	// made is when the peer's SETTINGS had come. It and age are Endpoint.mu's.
+	made time.Time
 	age  *time.Timer
 }
 
@@ -127,6 +133,9 @@ func (e *Endpoint) Scheme() string {
 // Conns is the number of connections that take new streams.
 func (e *Endpoint) Conns() int { return len(*e.conns.Load()) }
 
+// Ready tells whether calls find a connection; where each client has its own, that it is not known.
+func (e *Endpoint) Ready() bool { return e.cfg.ProxyProtocol != 0 || len(*e.conns.Load()) > 0 }
+
 // Caller bounds how long Open may wait.
 type Caller interface {
 	// Wait is asked only when Open has to wait: until done is closed or the deadline passes. A zero deadline means
@@ -154,8 +163,7 @@ func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver)
 			return s, err
 		}
 	}
-	done, deadline := c.Wait()
-	return e.openSlow(c, done, deadline, fields, end, recv)
+	return e.openSlow(c, fields, end, recv)
 }
 
 // tryOpen opens a stream on one of the connections. Where none has room it returns neither stream nor error; an error means
@@ -183,52 +191,89 @@ func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) (*h2.S
 	return nil, nil
 }
 
-// startDial dials in the background unless that is under way, not needed or not yet allowed. mu is held.
+// startDialLocked dials in the background unless that is under way or not needed. In a backoff it waits for the end of that.
 func (e *Endpoint) startDialLocked() {
-	if e.dialing || e.released || len(*e.conns.Load()) >= e.cfg.MaxConns || e.backoff.activeLocked() {
+	conns := *e.conns.Load()
+	switch {
+	case e.dialing || len(conns) >= e.cfg.MaxConns:
 		return
+	case slices.ContainsFunc(conns, func(c *conn) bool { return c.Draining() }):
+		return // we are about to be told of its end; whether there is to be a pause depends on that
+	case e.backoff.activeLocked():
+		e.wakeUpLocked()
+		return
+	case e.released:
+		if len(e.line.waiters) == 0 {
+			return
+		}
+		if e.ctx.Err() != nil {
+			e.ctx, e.stop = context.WithCancel(context.Background())
+		}
 	}
-	e.dialing = true
-	go e.dialInBackground()
+	e.dialing, e.dialled = true, time.Now()
+	go e.dialInBackground(e.ctx)
 }
 
-func (e *Endpoint) dialInBackground() {
+func (e *Endpoint) dialInBackground(ctx context.Context) {
 	c := new(conn)
-	hc, err := e.dial(e.ctx, e.connConfig(c))
+	err := e.dial(ctx, c)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.dialing = false
-	if err == nil && !e.released && hc.Draining() {
+	e.dialing, e.early = false, nil
+	if err == nil && c.Draining() {
 		// It was sent away before it could be used. What waits here must not dial again and again without a pause.
 		err = e.dialError(KindDial, errSentAway)
 	}
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil && len(e.line.waiters) > 0: // it was given up, and then somebody came
+		e.startDialLocked()
+		return
+	case err != nil:
 		e.dialFailedLocked(err)
 		return
 	}
-	if e.released {
-		go hc.Shutdown()
+	if e.released && len(e.line.waiters) == 0 {
+		go c.Shutdown()
 		return
 	}
-	c.Conn = hc
+	c.made = time.Now()
 	conns := append(slices.Clone(*e.conns.Load()), c)
 	e.conns.Store(&conns)
 	e.dialledLocked(len(conns))
-	if e.clients.parent == nil {
-		e.State.SetConnected(time.Now())
+	if len(conns) == 1 {
+		e.connectedLocked(c.made)
 	}
-	if e.cfg.MaxAge > 0 {
+	if e.cfg.MaxAge > 0 && !e.released {
 		c.age = time.AfterFunc(jitter(e.cfg.MaxAge, 0.1), func() { e.retire(c) })
 	}
 	select {
-	case <-hc.Done(): // its OnClose came before it was in the list
-		e.removeLocked(c)
+	case <-c.Done(): // its OnClose came before it was in the list
+		if e.removeLocked(c) {
+			c.stopTimer()
+			e.lostLocked(c, c.Err())
+		}
 	default:
 	}
-	e.wakeLocked()
-	if len(e.queue) > 0 || e.keepers > 0 && len(conns) < e.cfg.MinConns {
+	e.wakeLocked(false)
+	if len(e.line.waiters) > 0 || e.keepers > 0 && len(*e.conns.Load()) < e.cfg.MinConns {
 		e.startDialLocked()
+	}
+	e.refuseLocked(e.line.trim(e.limitLocked()), KindQueueFull, errQueueFull)
+	e.waiting.Store(int32(len(e.line.waiters)))
+	if len(*e.conns.Load()) > 0 {
+		e.fullLocked() // the peer may allow no streams
+	}
+}
+
+// connectedLocked notes that there is a connection, since then, or none any more.
+func (e *Endpoint) connectedLocked(since time.Time) {
+	if p := e.clients.parent; p == nil {
+		e.State.SetConnected(since)
+	} else if since.IsZero() {
+		p.clients.connected.Add(-1)
+	} else {
+		p.clients.connected.Add(1)
 	}
 }
 
@@ -271,6 +316,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 		InitialConnWindow:  connWindow,
 		MaxConnWindow:      connWindow,
 		OnCapacity:         func(*h2.Conn) { e.capacity() },
+		OnIdle:             func(*h2.Conn) { e.idle() },
 		OnNearlyFull:       func(*h2.Conn) { e.nearlyFull(c) },
 		OnGoAway:           func(_ *h2.Conn, err *h2.Error) { e.goneAway(c, err) },
 		OnClose:            func(_ *h2.Conn, err *h2.Error) { e.closed(c, err) },
@@ -279,12 +325,35 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 
 // capacity runs whenever a stream slot became free.
 func (e *Endpoint) capacity() {
-	if e.waiting.Load() == 0 {
+	if e.waiting.Load() == 0 && !e.State.Has(upstream.NoRoom) {
 		return
 	}
 	e.mu.Lock()
-	e.wakeLocked()
+	e.wakeLocked(true)
 	e.mu.Unlock()
+}
+
+// idle runs whenever a connection's last stream has ended.
+func (e *Endpoint) idle() {
+	if !e.gone.Load() {
+		return
+	}
+	e.mu.Lock()
+	e.restLocked()
+	e.mu.Unlock()
+}
+
+// restLocked lets go of what a released endpoint needs no more.
+func (e *Endpoint) restLocked() {
+	if !e.released || len(e.line.waiters) > 0 {
+		return
+	}
+	e.stop()
+	for _, c := range *e.conns.Load() {
+		if c.Streams() == 0 {
+			go c.Shutdown() // it may call back
+		}
+	}
 }
 
 // nearlyFull dials another connection before the ones there are full (gRFC A105), so that no call has to wait for it.
@@ -317,18 +386,24 @@ func (e *Endpoint) goneAway(c *conn, err *h2.Error) {
 	}
 	if e.removeLocked(c) {
 		e.logger.Load().Debug("upstream sent GOAWAY", zap.String("upstream", e.Address()), zap.Error(err))
-		e.replaceLocked(c)
+		e.lostLocked(c, err)
 	}
 }
 
 func (e *Endpoint) closed(c *conn, err *h2.Error) {
 	e.mu.Lock()
 	c.stopTimer()
-	if e.removeLocked(c) {
+	switch removed := e.removeLocked(c); {
+	case removed && err.Kind != h2.KindLocal:
 		e.logger.Load().Debug("connection to upstream ended", zap.String("upstream", e.Address()), zap.Error(err))
-		if err.Kind != h2.KindLocal || e.keepers > 0 || len(e.queue) > 0 { // else it was idle, and may stay away
+		e.lostLocked(c, err)
+	case removed:
+		e.logger.Load().Debug("connection to upstream was idle", zap.String("upstream", e.Address()), zap.Error(err))
+		if e.keepers > 0 || len(e.line.waiters) > 0 { // else it may stay away
 			e.replaceLocked(c)
 		}
+	case !c.made.IsZero() && c.proven():
+		e.backoff.failures = 0 // it was on its way out, and has served its last streams
 	}
 	unused := e.unusedLocked()
 	e.mu.Unlock()
@@ -338,17 +413,20 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 }
 
 func (e *Endpoint) unusedLocked() bool {
-	return len(*e.conns.Load()) == 0 && len(e.queue) == 0 && !e.dialing
+	return len(*e.conns.Load()) == 0 && len(e.line.waiters) == 0 && !e.dialing && !e.backoff.activeLocked()
 }
 
-// replaceLocked dials anew if the last connection went away and was of use: the next call finds it ready, and an
-// endpoint that is down is known to be before the next call meets it. A replacement that nobody used is not replaced,
-// so that a server which closes idle connections is not dialled for ever.
+// replaceLocked dials anew if the connection that went away is needed.
 func (e *Endpoint) replaceLocked(c *conn) {
-	n := len(*e.conns.Load())
-	if len(e.queue) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepers > 0 && n < e.cfg.MinConns {
+	if e.neededLocked(c) {
 		e.startDialLocked()
 	}
+}
+
+// neededLocked tells whether another connection is to take the place of the one that went away.
+func (e *Endpoint) neededLocked(c *conn) bool {
+	n := len(*e.conns.Load())
+	return len(e.line.waiters) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepers > 0 && n < e.cfg.MinConns
 }
 
 func (e *Endpoint) removeLocked(c *conn) bool {
@@ -359,8 +437,12 @@ func (e *Endpoint) removeLocked(c *conn) bool {
 	}
 	conns := slices.Delete(slices.Clone(old), i, i+1)
 	e.conns.Store(&conns)
-	if len(conns) == 0 && e.clients.parent == nil {
-		e.State.SetConnected(time.Time{})
+	if len(conns) == 0 {
+		e.line.pace = pace{at: time.Now()}
+		if e.clients.parent == nil {
+			e.State.SetRoom(true)
+		}
+		e.connectedLocked(time.Time{})
 	}
 	return true
 }
@@ -399,24 +481,27 @@ func (e *Endpoint) SuspectStuck(d time.Duration) {
 }
 
 // Destruct is called when the last configuration that uses the endpoint is gone: its connections close when their
-// last streams end. Calls that are still under way there may go on and even open streams.
+// last streams end. Calls that are still under way there may go on and even open streams: on connections that close as
+// soon as they have none any more.
 func (e *Endpoint) Destruct() error {
 	e.mu.Lock()
 	e.released = true
+	e.gone.Store(true)
 	e.backoff.resetLocked()
 	e.State.Clear(upstream.Backoff)
 	conns := *e.conns.Load()
-	e.conns.Store(new([]*conn))
-	e.failQueueLocked(e.releasedError()) // see openReleased
-	e.stop()
+	for _, c := range conns {
+		e.removeLocked(c)
+	}
+	if len(e.line.waiters) > 0 {
+		e.startDialLocked()
+	} else {
+		e.stop()
+	}
 	e.mu.Unlock()
 	for _, c := range conns { // without mu: connections may call back
 		c.stopTimer()
 		c.Shutdown()
 	}
 	return e.destructClients()
-}
-
-func (e *Endpoint) releasedError() *Error {
-	return &Error{Kind: KindLocal, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: errReleased}
 }

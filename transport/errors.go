@@ -28,6 +28,8 @@ const (
 	KindQueueFull
 	// KindQueueTimeout: no stream became free in time.
 	KindQueueTimeout
+	// KindElsewhere: no stream was free as soon as the caller wanted one (see Choosy).
+	KindElsewhere
 	// KindCanceled: the caller stopped waiting.
 	KindCanceled
 	// KindReset: the upstream sent RST_STREAM; Code has its code.
@@ -78,6 +80,8 @@ type Error struct {
 	Endpoint string
 	// Err is the cause.
 	Err error
+
+	unreached bool // not even a connection of the network's was made
 }
 
 // Error names the endpoint and what it said itself: it is meant for logs and for operators.
@@ -109,7 +113,7 @@ func (e *Error) Text() string {
 		return "connect failed: " + Cause(e.Err)
 	case KindTLS:
 		return "TLS handshake failed: " + Cause(e.Err)
-	case KindALPN, KindNotHTTP2, KindBackoff, KindQueueFull, KindQueueTimeout:
+	case KindALPN, KindNotHTTP2, KindBackoff, KindQueueFull, KindQueueTimeout, KindElsewhere:
 		return Cause(e.Err)
 	case KindHeaderListSize:
 		return "the upstream's response metadata is larger than accepted"
@@ -188,9 +192,21 @@ func Cause(err error) string {
 
 var (
 	errQueueFull = errors.New("too many calls are waiting for a connection")
-	errReleased  = errors.New("the upstream was removed from the configuration")
+	errTooLate   = errors.New("the calls that wait for a connection take longer than this one may")
+	errElsewhere = errors.New("the upstream has no free stream at the moment")
 	errSentAway  = errors.New("the upstream sent the new connection away (GOAWAY)")
 )
+
+// endedSoonError says that a connection ended before it was of use. It does not unwrap, as Cause would tell only half of it.
+type endedSoonError struct{ err *h2.Error }
+
+// Error says why.
+func (e endedSoonError) Error() string {
+	if e.err.Kind == h2.KindGoAway {
+		return errSentAway.Error()
+	}
+	return "the upstream ended the new connection: " + Cause(e.err)
+}
 
 func errBackoff(last *Error) error {
 	return fmt.Errorf("%s (not dialled again yet)", last.Text())

@@ -3,69 +3,69 @@ package transport
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"net/netip"
 	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// waiter is a call that waits for a stream. It gets nil when it is its turn to try again, or the error that ends its
-// wait.
-type waiter struct{ turn chan *Error }
+// Client is implemented by callers that act for a client, which gets its share of the places to wait.
+type Client interface {
+	// Client is who it is.
+	Client() netip.Addr
+}
+
+// Choosy is implemented by callers that may find another endpoint instead of waiting for this one.
+type Choosy interface {
+	// Patience is asked when Open has to wait: for a stream, if all are taken (full), or else for a connection that is being
+	// made since so long. limited: Open returns an error of KindElsewhere if there is no stream after d.
+	Patience(full bool, connecting time.Duration) (d time.Duration, limited bool)
+	// Early is asked, when a new connection's peer is silent, whether the call may be sent before its SETTINGS have come (RFC
+	// 9113 section 3.4), for lack of a better endpoint. It counts as sent then.
+	Early() bool
+}
 
 // openSlow is Open when no connection has room at first sight.
-func (e *Endpoint) openSlow(c Caller, done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
-	var (
-		w     *waiter
-		timer *time.Timer
-	)
-	for {
+func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
+	done, deadline := c.Wait()
+	choosy, _ := c.(Choosy)
+	var client netip.Addr
+	if c, ok := c.(Client); ok {
+		client = c.Client()
+	}
+	w := newWaiter(deadline, e.cfg.QueueTimeout, client)
+	var timer *time.Timer
+	for again := false; ; again = true {
 		// Without mu: a connection may call back from OpenStream.
-		if w != nil {
+		if again {
 			refresh(c, fields)
 		}
-		if w != nil || e.waiting.Load() == 0 {
+		if again || e.waiting.Load() == 0 {
 			if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
-				if w != nil && err != nil {
+				if again && err != nil {
 					e.capacity() // its turn goes to the next
 				}
 				return s, err
 			}
 		}
-		e.mu.Lock()
-		if err := e.mayWaitLocked(w != nil); err != nil {
-			e.mu.Unlock()
-			if err.Kind == KindLocal {
-				return e.openReleased(c, done, deadline, fields, end, recv)
-			}
+		limit, err := e.queue(w, again, choosy)
+		if err != nil {
 			return nil, err
 		}
-		if w == nil {
-			w = &waiter{turn: make(chan *Error, 1)}
-			e.queue = append(e.queue, w)
-		} else { // it was its turn, but somebody was faster: it stays first
-			e.queue = slices.Insert(e.queue, 0, w)
+		wait := time.Until(w.due)
+		hurried := limit < wait
+		if hurried {
+			wait = limit
 		}
-		e.waiting.Store(int32(len(e.queue)))
-		e.wakeLocked()
-		if len(e.queue) > 0 {
-			e.startDialLocked()
-		}
-		e.mu.Unlock()
-
 		if timer == nil {
-			wait := e.cfg.QueueTimeout
-			if !deadline.IsZero() {
-				wait = time.Until(deadline)
-			}
 			timer = time.NewTimer(wait)
 			defer timer.Stop()
+		} else {
+			timer.Reset(wait)
 		}
 		select {
 		case err := <-w.turn:
-			if err != nil && err.Kind == KindLocal {
-				return e.openReleased(c, done, deadline, fields, end, recv)
-			}
 			if err != nil {
 				return nil, err
 			}
@@ -75,56 +75,160 @@ func (e *Endpoint) openSlow(c Caller, done <-chan struct{}, deadline time.Time, 
 				return nil, e.gaveUp()
 			default:
 			}
+			if w.early != nil {
+				refresh(c, fields)
+				if s, err := e.openEarly(w, choosy, fields, end, recv); s != nil || err != nil {
+					return s, err
+				}
+			}
 		case <-done:
 			e.leave(w)
 			return nil, e.gaveUp()
 		case <-timer.C:
 			e.leave(w)
-			return nil, &Error{Kind: KindQueueTimeout, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: fmt.Errorf("no stream became free on the %d connections to the upstream in time", e.Conns())}
+			if hurried {
+				return nil, e.refusal(KindElsewhere, errElsewhere)
+			}
+			return nil, e.refusal(KindQueueTimeout, fmt.Errorf("no stream became free on the %d connections to the upstream in time", e.Conns()))
 		}
 	}
+}
+
+// queue puts the call into the line. It returns how long it waits there at most, or why it does not.
+func (e *Endpoint) queue(w *waiter, again bool, choosy Choosy) (limit time.Duration, _ *Error) {
+	limit = 1<<63 - 1
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.mayWaitLocked(); err != nil {
+		return 0, err
+	}
+	full := len(*e.conns.Load()) > 0
+	if !again && (!full || e.fullLocked()) {
+		e.startDialLocked()
+		if full && choosy != nil {
+			if d, limited := choosy.Patience(true, 0); limited && d == 0 {
+				return 0, e.refusal(KindElsewhere, errElsewhere)
+			}
+		}
+	}
+	now := time.Now()
+	if !again {
+		evicted, late, ok := e.line.admit(w, now, e.limitLocked())
+		e.refuseLocked(evicted, KindQueueFull, errQueueFull)
+		switch {
+		case late:
+			return 0, e.refusal(KindQueueFull, errTooLate)
+		case !ok:
+			return 0, e.refusal(KindQueueFull, errQueueFull)
+		}
+	} else { // it was its turn, but somebody was faster: it keeps its place
+		e.line.insert(w, now)
+	}
+	e.waiting.Store(int32(len(e.line.waiters)))
+	e.wakeLocked(false)
+	if len(e.line.waiters) > 0 {
+		e.startDialLocked()
+	}
+	if choosy != nil {
+		since := time.Duration(0)
+		if e.dialing {
+			since = now.Sub(e.dialled)
+		}
+		if d, limited := choosy.Patience(full, since); limited {
+			limit = d
+		}
+	}
+	return limit, nil
+}
+
+// newStreams is how many streams a new connection brings, as long as its peer has not said so: RFC 9113 section 6.5.2
+// advises servers not to allow fewer than 100.
+const newStreams = 100
+
+// limitLocked is how many calls may wait. Those for which a connection is being made do not count.
+func (e *Endpoint) limitLocked() int {
+	limit := max(e.cfg.QueueSize, 0)
+	if conns := len(*e.conns.Load()); e.dialing || conns == 0 || e.released {
+		n := newStreams
+		if most := e.cfg.MaxStreamsPerConn; most > 0 {
+			n = int(min(most, newStreams))
+		}
+		limit = max(limit, n)
+	}
+	return limit
+}
+
+func (e *Endpoint) refusal(kind Kind, err error) *Error {
+	return &Error{Kind: kind, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: err}
 }
 
 func (e *Endpoint) gaveUp() *Error {
 	return &Error{Kind: KindCanceled, Side: SideDownstream, Unprocessed: true, Endpoint: e.Address(), Err: errors.New("the client gave up")}
 }
 
-// mayWaitLocked tells whether a call may queue, or why not.
-func (e *Endpoint) mayWaitLocked(again bool) *Error {
-	switch {
-	case e.released:
-		return e.releasedError()
-	case len(*e.conns.Load()) == 0 && !e.dialing && e.backoff.activeLocked():
-		e.backoff.wanted = true
-		last := e.backoff.last
-		return &Error{Kind: KindBackoff, Unprocessed: true, Endpoint: e.Address(), Err: errBackoff(last)}
-	case !again && len(e.queue) >= e.cfg.QueueSize:
-		return &Error{Kind: KindQueueFull, Side: SideInternal, Unprocessed: true, Endpoint: e.Address(), Err: errQueueFull}
+// mayWaitLocked tells whether a call may queue, or why not: after a failed dial nothing is to be expected soon.
+func (e *Endpoint) mayWaitLocked() *Error {
+	if b := &e.backoff; len(*e.conns.Load()) == 0 && !e.dialing && b.activeLocked() && b.last != nil && !b.paused {
+		return &Error{Kind: KindBackoff, Unprocessed: true, Endpoint: e.Address(), Err: errBackoff(b.last)}
 	}
 	return nil
 }
 
-// wakeLocked gives their turn to as many waiters as there is room for now.
-func (e *Endpoint) wakeLocked() {
-	if len(e.queue) == 0 {
-		return
-	}
-	room := 0
+// roomLocked is how many streams can be opened now, or most if these are more.
+func (e *Endpoint) roomLocked(most int) (room int) {
 	for _, c := range *e.conns.Load() {
-		room += c.Available()
+		if room += min(c.Available(), most); room >= most { // the sum of all may be more than an int holds
+			return most
+		}
 	}
-	n := min(room, len(e.queue))
-	woken := e.queue[:n:n]
-	e.queue = e.queue[n:]
-	e.waiting.Store(int32(len(e.queue)))
-	for _, w := range woken {
-		w.turn <- nil
+	return room
+}
+
+// fullLocked notes, and returns, that all streams are taken: pickers pass the endpoint over while another has room.
+func (e *Endpoint) fullLocked() bool {
+	if e.clients.parent == nil {
+		e.State.SetRoom(false)
+	}
+	// Only now it is looked: a stream that ends meanwhile either is seen here or sees what was noted.
+	if e.roomLocked(1) == 0 {
+		return true
+	}
+	if e.clients.parent == nil {
+		e.State.SetRoom(true)
+	}
+	return false
+}
+
+// wakeLocked gives their turn to as many waiters as there is room for now. freed: since streams ended.
+func (e *Endpoint) wakeLocked(freed bool) {
+	n := len(e.line.waiters)
+	room := e.roomLocked(n + 1)
+	if n > 0 && room > 0 {
+		now := time.Now()
+		if freed {
+			e.line.pace.passed(now)
+		}
+		for ; room > 0 && len(e.line.waiters) > 0; room-- {
+			w, dropped := e.line.next(now)
+			e.refuseLocked(dropped, KindQueueTimeout, errTooLate)
+			w.turn <- nil
+		}
+		e.waiting.Store(int32(len(e.line.waiters)))
+	}
+	e.wakeEarlyLocked()
+	if room > 0 && e.State.Has(upstream.NoRoom) {
+		e.State.SetRoom(true)
+	}
+}
+
+func (e *Endpoint) refuseLocked(waiters []*waiter, kind Kind, why error) {
+	for _, w := range waiters {
+		w.turn <- e.refusal(kind, why)
 	}
 }
 
 func (e *Endpoint) failQueueLocked(err *Error) {
-	woken := e.queue
-	e.queue = nil
+	woken := e.line.trim(0)
 	e.waiting.Store(0)
 	for _, w := range woken {
 		w.turn <- err
@@ -135,38 +239,21 @@ func (e *Endpoint) failQueueLocked(err *Error) {
 func (e *Endpoint) leave(w *waiter) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if i := slices.Index(e.queue, w); i >= 0 {
-		e.queue = slices.Delete(e.queue, i, i+1)
-		e.waiting.Store(int32(len(e.queue)))
-		return
+	if e.line.remove(w) {
+		e.waiting.Store(int32(len(e.line.waiters)))
+	} else {
+		e.takeBackEarlyLocked(w)
+		e.wakeLocked(false)
 	}
-	e.wakeLocked()
+	e.restLocked()
 }
 
-// openReleased serves a call of a configuration that is gone: on a connection of its own, which closes with the
-// stream.
-func (e *Endpoint) openReleased(caller Caller, done <-chan struct{}, deadline time.Time, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
-	ctx, cancel := doneContext(done, deadline)
-	defer cancel()
-	c, err := e.dial(ctx, h2.Config{
-		MaxHeaderListSize: e.cfg.MaxHeaderListSize,
-		PingInterval:      max(e.cfg.PingInterval, 0),
-		PingTimeout:       e.cfg.PingTimeout,
-	})
-	if err != nil {
-		select {
-		case <-done:
-			return nil, e.gaveUp()
-		default:
-			return nil, err
-		}
+// Took tells how long a call took, from its stream on, that had waited for that. whole: it was answered, and not cut off
+// before.
+func (e *Endpoint) Took(d time.Duration, whole bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := &e.line.took; whole || d > time.Duration(*t) {
+		t.add(d)
 	}
-	refresh(caller, fields)
-	s, herr := c.OpenStream(fields, end, recv)
-	if herr != nil {
-		c.Close(h2.NoError, "")
-		return nil, FromStream(herr, e.Address())
-	}
-	c.Shutdown()
-	return s, nil
 }

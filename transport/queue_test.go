@@ -70,16 +70,15 @@ func TestReleasedWhileWaiting(t *testing.T) {
 		l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
 		e := endpoint(t, l.Addr(), Config{})
 		result := openLater(e)
-		first := l.Accept()
+		c := l.Accept()
 		waiting(t, e, 1)
 		if err := e.Destruct(); err != nil {
 			t.Fatal(err)
 		}
-		first.WriteSettings()
-		second := l.Accept()
-		second.WriteSettings()
+		c.WriteSettings()
 		wantOpened(t, result)
-		answer(second, second.ExpectHeaders().Stream)
+		answer(c, c.ExpectHeaders().Stream)
+		_ = c.ExpectClosed()
 	})
 	t.Run("for a stream", func(t *testing.T) {
 		wiretest.CheckLeaks(t)

@@ -1,0 +1,136 @@
+package grpcproxy
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/selection"
+	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+const (
+	// connectGrace is how long a call waits for the connection to the endpoint of its choice before it looks for another one;
+	// a quarter of its remaining time, if that is less. RFC 8305 section 5 ("Connection Attempt Delay") recommends 250 ms.
+	connectGrace = 250 * time.Millisecond
+	// connectSlice is how long it waits for one of several, when it has looked at all of them, before it looks again.
+	connectSlice = 100 * time.Millisecond
+)
+
+// choose asks the picker for an endpoint that can take the call now. If there is none, but some of which only all streams
+// are taken, the call is to wait for one of these.
+func (x *exchange) choose() (index int, ok bool) {
+	in := x.pickInfo()
+	if len(x.passed) > 0 {
+		in.Tried = slices.Concat(x.tried, x.passed)
+	}
+	if index, ok = x.cur.Picker.Pick(in); !ok && slices.ContainsFunc(x.cur.Live(), isFull) {
+		in.Disregard |= upstream.NoRoom
+		if index, ok = x.cur.Picker.Pick(in); ok {
+			x.insists = true
+		}
+	}
+	if !ok || x.cur.Endpoints[index].Ready() {
+		return index, ok
+	}
+	return x.connected(index, in), true
+}
+
+func isFull(e *transport.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
+
+// connected has the endpoint connected to. An endpoint is usable when its SETTINGS have come, and whether they ever will is not
+// known. One call waits for that, for a moment; others get an endpoint that is connected, if the policy does not mind.
+func (x *exchange) connected(index int, in selection.PickInfo) int {
+	if x.cur.Endpoints[index].Connect() || !x.cur.AnyWillDo {
+		return index
+	}
+	in.Connected = true
+	other, ok := x.cur.Picker.Pick(in)
+	if live := x.cur.Snapshot.Endpoints; ok && live[other].Priority == live[index].Priority {
+		return other
+	}
+	return index
+}
+
+// connecting finds an endpoint that is in backoff, and good apart from that, and is being dialled again. All such are asked to
+// be dialled: the call has nowhere else to go. It waits for the verdict, as long as it may wait for any connection.
+func (x *exchange) connecting() (index int, ok bool) {
+	ignore := x.pickInfo().Disregard | upstream.Backoff | upstream.NoRoom
+	for i, e := range x.cur.Live() {
+		s := e.State
+		if !s.Has(upstream.Backoff) || !s.UsableExcept(ignore) || slices.Contains(x.tried, i) || slices.Contains(x.passed, i) {
+			continue
+		}
+		if is, asked := s.Services()[x.call.Service]; asked && !is.Usable && !x.cur.Panic {
+			continue
+		}
+		if e.For(x.call.ClientIP).Ask() && !ok {
+			index, ok = i, true
+		}
+	}
+	return index, ok
+}
+
+// Client implements transport.Client.
+func (x *exchange) Client() netip.Addr { return x.call.ClientIP }
+
+// Patience implements transport.Choosy: a call does not wait for a stream, nor for long for a connection, as long as there
+// are endpoints that it has not looked at.
+func (x *exchange) Patience(full bool, connecting time.Duration) (d time.Duration, limited bool) {
+	x.queued = x.queued || full
+	switch {
+	case len(x.cur.Live()) < 2:
+		return 0, false
+	case full:
+		return 0, !x.insists
+	case x.insists:
+		return connectSlice, true
+	}
+	d = connectGrace
+	if end := x.call.Deadline; !end.IsZero() {
+		d = min(d, time.Until(end)/4)
+	}
+	return max(d-connecting, 0), true
+}
+
+// Early implements transport.Choosy: there is no better endpoint than one whose SETTINGS have not come.
+func (x *exchange) Early() bool {
+	if x.h.Transport.ProxyProtocol != "" && len(x.cur.Live()) > 1 {
+		return false // which of the others has a connection for this client is not known
+	}
+	in := x.pickInfo()
+	in.Connected = true
+	in.Disregard |= upstream.NoRoom
+	_, ok := x.cur.Picker.Pick(in)
+	return !ok
+}
+
+// withdraw undoes an attempt that has found no stream at once, so that the call looks elsewhere.
+func (a *attempt) withdraw(before string) {
+	r := &a.x.call.Result
+	r.Attempts--
+	r.Upstream = before
+	a.end.State.EndTrial(a.lesson.trial)
+	a.x = nil
+}
+
+// opened notes when a call that had to wait got its stream.
+func (a *attempt) opened() {
+	if a.x.queued && !a.x.call.Deadline.IsZero() {
+		a.openedAt = time.Now()
+	}
+}
+
+// tellTime tells the transport how long the call took, if it had to wait: those that wait now are served as far as they have so
+// much time left.
+func (a *attempt) tellTime(whole bool) {
+	if !a.openedAt.IsZero() {
+		a.end.For(a.x.call.ClientIP).Took(time.Since(a.openedAt), whole)
+	}
+}
+
+var (
+	_ transport.Choosy = (*exchange)(nil)
+	_ transport.Client = (*exchange)(nil)
+)

@@ -1,0 +1,326 @@
+package transport
+
+import (
+	"bufio"
+	"math"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pires/go-proxyproto"
+	"golang.org/x/net/http2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+func maxStreams(n uint32) wiretest.Options {
+	return wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: n}}}
+}
+
+// TestNoRoom: an endpoint whose streams are all taken says so, until one is free: pickers pass it over.
+func TestNoRoom(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 2})
+	var conns []*wiretest.Conn
+	for range 2 {
+		open(t, e)
+		conns = append(conns, <-accepted)
+	}
+	_, err := e.Open(choosy{}, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindElsewhere)
+	if !e.State.Has(upstream.NoRoom) || e.State.Usable() {
+		t.Error("nobody can see that it is full")
+	}
+	answer(conns[1], conns[1].ExpectHeaders().Stream)
+	eventually(t, "room again", e.State.Usable)
+	open(t, e)
+
+	// One who waits is before those who come.
+	waits := openLater(e)
+	waiting(t, e, 1)
+	answer(conns[0], conns[0].ExpectHeaders().Stream)
+	wantOpened(t, waits)
+	if !e.State.Has(upstream.NoRoom) {
+		t.Error("room, though the stream is for the call that waits")
+	}
+	for _, c := range conns {
+		c.Abort()
+	}
+	eventually(t, "it is not full without connections", func() bool { return !e.State.Has(upstream.NoRoom) })
+}
+
+// TestNoStreamsAllowed: RFC 9113 section 6.5.2: "A value of 0 for SETTINGS_MAX_CONCURRENT_STREAMS … does prevent the creation of
+// new streams". It may be taken back.
+func TestNoStreamsAllowed(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, maxStreams(0))
+	e := endpoint(t, l.Addr(), Config{MinConns: 1, MaxConns: 1})
+	defer e.Preconnect()()
+	c := l.Accept()
+	eventually(t, "no room", func() bool { return e.State.Has(upstream.NoRoom) })
+	waits := openLater(e)
+	waiting(t, e, 1)
+	c.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
+	wantOpened(t, waits)
+	eventually(t, "room", e.State.Usable)
+}
+
+// TestNoRoomIsNotForgotten: whatever comes together, an endpoint with free streams has room.
+func TestNoRoomIsNotForgotten(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, maxStreams(1))
+	l.Serve(func(c *wiretest.Conn) {
+		for {
+			answer(c, c.ExpectHeaders().Stream)
+		}
+	})
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1})
+	for range 100 {
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				b := h2.NewBlocking()
+				s, err := e.Open(choosy{}, request(), true, b)
+				if err != nil {
+					return
+				}
+				s.Conn().Flush()
+				_, _ = b.WaitHead(t.Context())
+			})
+		}
+		wg.Wait()
+		eventually(t, "room", e.State.Usable)
+	}
+}
+
+// TestRoomOfMany: many connections without a limit have room for as many calls as wait. Where an int has 32 bits, their
+// streams are more than that can count.
+func TestRoomOfMany(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	for _, most := range []uint32{math.MaxInt32, math.MaxUint32} {
+		l, accepted := listen(t, maxStreams(most))
+		e := endpoint(t, l.Addr(), Config{MinConns: 3})
+		stop := e.Preconnect()
+		for range 3 {
+			<-accepted
+		}
+		eventually(t, "three", func() bool { return e.Conns() == 3 })
+		e.mu.Lock()
+		if n := e.roomLocked(1000); n != 1000 {
+			t.Errorf("room for %d of 1000 calls", n)
+		}
+		w := newWaiter(time.Time{}, time.Minute, netip.Addr{})
+		e.line.insert(w, time.Now())
+		e.wakeLocked(false)
+		if len(e.line.waiters) != 0 {
+			t.Error("nobody was woken")
+		}
+		e.mu.Unlock()
+		stop()
+	}
+}
+
+// TestQueueByDeadline: the call with the earliest deadline is the first to be served, whenever it came.
+func TestQueueByDeadline(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: 30 * time.Second})
+	open(t, e)
+	c := <-accepted
+	order := make(chan string, 3)
+	for i, k := range []struct {
+		name     string
+		deadline time.Time
+	}{
+		{"last", time.Now().Add(time.Minute)},
+		{"second", time.Time{}}, // it counts as start + queue wait
+		{"first", time.Now().Add(10 * time.Second)},
+	} {
+		go func() {
+			s, err := e.Open(caller{deadline: k.deadline}, request(), true, h2.NewBlocking())
+			if err != nil {
+				t.Errorf("%s: %v", k.name, err)
+				order <- ""
+				return
+			}
+			order <- k.name
+			s.Conn().Flush()
+		}()
+		waiting(t, e, int32(i+1))
+	}
+	for _, want := range []string{"first", "second", "last"} {
+		answer(c, c.ExpectHeaders().Stream)
+		if got := <-order; got != want {
+			t.Errorf("%q was served, want %q", got, want)
+		}
+	}
+}
+
+// TestNoQueue: with a queue of none no call waits for a stream, but the first ones wait for the connection.
+func TestNoQueue(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueSize: -1})
+	var results []<-chan *Error
+	for i := range 5 {
+		results = append(results, openLater(e))
+		waiting(t, e, int32(i+1))
+	}
+	c := l.Accept()
+	c.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
+	served := 0
+	for _, r := range results {
+		if err := <-r; err == nil {
+			served++
+		} else {
+			wantKind(t, err, KindQueueFull)
+		}
+	}
+	if served != 2 {
+		t.Errorf("%d calls were served by a connection of two streams", served)
+	}
+	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindQueueFull)
+}
+
+// TestDropsWhatIsTooLate: a call that cannot be answered in the time it has left gets no stream if another one can use it.
+func TestDropsWhatIsTooLate(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1})
+	open(t, e)
+	c := <-accepted
+	result := func(left time.Duration) <-chan *Error {
+		r := make(chan *Error, 1)
+		go func() {
+			_, err := e.Open(caller{deadline: time.Now().Add(left)}, request(), true, h2.NewBlocking())
+			r <- err
+		}()
+		return r
+	}
+	late := result(10 * time.Second)
+	waiting(t, e, 1)
+	good := result(time.Minute)
+	waiting(t, e, 2)
+	e.Took(15*time.Second, true)
+	answer(c, c.ExpectHeaders().Stream)
+	wantKind(t, <-late, KindQueueTimeout)
+	wantOpened(t, good)
+	// But if there is nobody else, it may try.
+	alone := result(10 * time.Second)
+	waiting(t, e, 1)
+	c.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
+	wantOpened(t, alone)
+}
+
+// TestLateCallsShare: calls of a configuration that is gone share the connections that are made for them, no more than are
+// allowed, and those close with their streams.
+func TestLateCallsShare(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	const calls, most = 40, 3
+	l := wiretest.Listen(t, maxStreams(4))
+	l.Serve(func(c *wiretest.Conn) {
+		for id := uint32(1); !c.Closed(); time.Sleep(time.Millisecond) {
+			for ; len(c.Untaken(id)) > 0; id += 2 {
+				answer(c, c.ExpectOn(id, http2.FrameHeaders).Stream)
+			}
+		}
+	})
+	e := NewEndpoint(upstream.Address{Network: "tcp", Dial: l.Addr()}, Config{MaxConns: most, IdleTimeout: -1})
+	if err := e.Destruct(); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range calls {
+		wg.Go(func() {
+			b := h2.NewBlocking()
+			s, err := e.Open(patient, request(), true, b)
+			if err != nil {
+				t.Errorf("a late call failed: %v", err)
+				return
+			}
+			s.Conn().Flush()
+			if _, err := b.WaitHead(t.Context()); err != nil {
+				t.Errorf("a late call was not answered: %v", err)
+			}
+			if n := e.Conns(); n > most {
+				t.Errorf("%d connections at once", n)
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "the connections close", func() bool { return e.Conns() == 0 })
+}
+
+// unwelcome closes connections that speak for one client.
+type unwelcome struct {
+	net.Listener
+	client string
+}
+
+func (l *unwelcome) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		r := bufio.NewReader(c)
+		h, err := proxyproto.Read(r)
+		if err != nil {
+			return nil, err
+		}
+		if !strings.HasPrefix(h.SourceAddr.String(), l.client) {
+			return &bufferedConn{c, r}, nil
+		}
+		_ = c.Close()
+	}
+}
+
+// TestUnwelcomeClient: where connections speak for clients, one client whose connections the upstream does not want says nothing
+// about the endpoint: neither before nor after others have connections.
+func TestUnwelcomeClient(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := wiretest.ListenOn(t, &unwelcome{inner, "203.0.113.66:"})
+	l.Serve(func(c *wiretest.Conn) {
+		answer(c, c.ExpectHeaders().Stream)
+		<-t.Context().Done()
+	})
+	e := endpoint(t, inner.Addr().String(), Config{ProxyProtocol: 2})
+	good, bad := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.66")
+	refused := func() {
+		t.Helper()
+		_, err := e.For(bad).Open(patient, request(), true, h2.NewBlocking())
+		if err == nil || err.Kind != KindDial && err.Kind != KindBackoff {
+			t.Fatalf("%v, want a failed dial", err)
+		}
+		if e.State.Has(upstream.Backoff) {
+			t.Fatal("the endpoint is in backoff for one client's sake")
+		}
+	}
+	for range 5 {
+		refused()
+	}
+	b := h2.NewBlocking()
+	s, terr := e.For(good).Open(patient, request(), true, b)
+	if terr != nil {
+		t.Fatal(terr)
+	}
+	s.Conn().Flush()
+	wantEnd(t, b)
+	for range 5 {
+		refused()
+	}
+	if e.For(good).Conns() != 1 || !e.State.Usable() {
+		t.Errorf("the other client has %d connections, usable: %v", e.For(good).Conns(), e.State.Usable())
+	}
+}

@@ -1,0 +1,321 @@
+package transport
+
+import (
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/h2"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
+)
+
+// choosy is a caller that could go elsewhere. It waits for no stream, and for a connection as long as it says.
+type choosy struct {
+	caller
+	patience time.Duration
+	early    bool
+}
+
+func (c choosy) Patience(full bool, connecting time.Duration) (time.Duration, bool) {
+	if full {
+		return 0, true
+	}
+	return max(c.patience-connecting, 0), c.patience > 0
+}
+
+func (c choosy) Early() bool { return c.early }
+
+// failures is how many there were in a row.
+func failures(e *Endpoint) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.backoff.failures
+}
+
+// TestConnectionsOfNoUse: an upstream that ends each connection soon is connected to with growing pauses, whoever asks for a
+// connection and however it ends them. The pauses are 100 ms, 200 ms, 400 ms, each at least 80 % of that.
+func TestConnectionsOfNoUse(t *testing.T) {
+	const pauses = (100 + 200 + 400) * time.Millisecond * 8 / 10
+	for _, tc := range []struct {
+		name  string
+		cfg   Config
+		opts  wiretest.Options
+		serve func(c *wiretest.Conn)
+		ask   func(e *Endpoint) (stop func())
+	}{
+		{
+			name: "closed, connections are kept", cfg: Config{MinConns: 1},
+			serve: func(c *wiretest.Conn) { c.Close() },
+			ask:   func(e *Endpoint) func() { return e.Preconnect() },
+		},
+		{
+			name: "closed, a call waits", cfg: Config{MaxConns: 1, QueueTimeout: time.Minute},
+			opts:  wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 0}}},
+			serve: func(c *wiretest.Conn) { c.Close() },
+			ask:   calling,
+		},
+		{
+			name:  "each stream is answered with GOAWAY",
+			serve: func(c *wiretest.Conn) { c.ExpectHeaders(); c.WriteGoAway(0, http2.ErrCodeNo, "") },
+			ask:   calling,
+		},
+		{
+			name:  "each stream is answered with the end",
+			serve: func(c *wiretest.Conn) { c.ExpectHeaders(); c.Abort() },
+			ask:   calling,
+		},
+		{
+			name:  "each stream is reset with the connection",
+			serve: func(c *wiretest.Conn) { c.WriteReset(c.ExpectHeaders().Stream, http2.ErrCodeInternal); c.Close() },
+			ask:   calling,
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			l := wiretest.Listen(t, tc.opts)
+			l.Serve(tc.serve)
+			e := endpoint(t, l.Addr(), tc.cfg)
+			start := time.Now()
+			defer tc.ask(e)()
+			eventually(t, "four connections", func() bool { return l.Accepted() >= 4 })
+			if took := time.Since(start); took < pauses {
+				t.Errorf("four connections within %v", took)
+			}
+		})
+	}
+}
+
+// calling makes one call after the other.
+func calling(e *Endpoint) (stop func()) {
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			b := h2.NewBlocking()
+			s, err := e.Open(caller{done: done}, request(), true, b)
+			if err != nil {
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			s.Conn().Flush()
+			select {
+			case <-s.Conn().Leaving():
+			case <-done:
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
+}
+
+// TestConnectionOfUse: the series of pauses ends when a connection has completed a stream, or has lived long.
+func TestConnectionOfUse(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t)
+	e := endpoint(t, l.Addr(), Config{})
+	for i := range 3 {
+		_, b := open(t, e)
+		c := <-accepted
+		c.ExpectHeaders()
+		c.Abort()
+		if _, err := b.WaitHead(t.Context()); err == nil {
+			t.Fatal("answered")
+		}
+		eventually(t, "a failure", func() bool { return failures(e) == i+1 })
+	}
+	_, b := open(t, e)
+	c := <-accepted
+	answer(c, c.ExpectHeaders().Stream)
+	wantEnd(t, b)
+	c.Abort()
+	c = <-accepted // at once, without a call
+	eventually(t, "a new series", func() bool { return failures(e) == 0 && e.Conns() == 1 })
+
+	c.Abort()
+	eventually(t, "the next series", func() bool { return failures(e) == 1 })
+	open(t, e)
+	c = <-accepted
+	e.mu.Lock()
+	(*e.conns.Load())[0].made = time.Now().Add(-proofTime)
+	e.mu.Unlock()
+	c.Abort()
+	<-accepted
+	eventually(t, "no failure: it has lived long", func() bool { return failures(e) == 0 })
+}
+
+// TestGoneAwayAndAnswered: a connection whose last streams are answered after its GOAWAY was of use, too.
+func TestGoneAwayAndAnswered(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t)
+	e := endpoint(t, l.Addr(), Config{})
+	_, b := open(t, e)
+	c := <-accepted
+	id := c.ExpectHeaders().Stream
+	c.WriteGoAway(id, http2.ErrCodeNo, "")
+	eventually(t, "a failure", func() bool { return failures(e) == 1 })
+	answer(c, id)
+	wantEnd(t, b)
+	_ = c.ExpectClosed()
+	eventually(t, "no failure", func() bool { return failures(e) == 0 })
+}
+
+// TestHalfOpen: an endpoint that accepts connections and never speaks stays in backoff while it is dialled again and again, and
+// is usable when its SETTINGS have come.
+func TestHalfOpen(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
+	var speak atomic.Bool
+	l.Serve(func(c *wiretest.Conn) {
+		if speak.Load() {
+			c.WriteSettings()
+		}
+		<-t.Context().Done()
+	})
+	e := endpoint(t, l.Addr(), Config{DialTimeout: 50 * time.Millisecond})
+	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindDial)
+	eventually(t, "it is dialled again without a call", func() bool {
+		if !e.State.Has(upstream.Backoff) {
+			t.Fatal("taken for usable before it has spoken")
+		}
+		return l.Accepted() >= 3
+	})
+	speak.Store(true)
+	eventually(t, "usable", e.State.Usable)
+	if e.Conns() != 1 {
+		t.Error("usable without a connection")
+	}
+}
+
+// TestAsk: calls that find nothing usable have an endpoint dialled, at most once a second, and no less often either.
+func TestAsk(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	nl, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nl.Close()
+	e := endpoint(t, nl.Addr().String(), Config{})
+	for range 9 { // the wait is of about ten seconds then
+		n := failures(e)
+		e.Retry()
+		eventually(t, "another failure", func() bool { return failures(e) > n && !e.Dialing() })
+	}
+	if e.Ask() {
+		t.Error("dialled twice within a second, or a call is to wait for the next time")
+	}
+	e.mu.Lock()
+	if most := e.dialled.Add(askEvery); e.backoff.until.After(most) {
+		t.Errorf("the next dial comes %v after the last, though a call has asked for it", e.backoff.until.Sub(e.dialled))
+	}
+	e.backoff.resetLocked() // as if the wait had never been cut short
+	e.delayLocked(e.dialError(KindDial, net.ErrClosed))
+	e.backoff.until = time.Now().Add(time.Hour)
+	e.dialled = time.Now().Add(-askEvery)
+	e.mu.Unlock()
+
+	again, err := net.Listen("tcp", nl.Addr().String())
+	if err != nil {
+		t.Skipf("the port was taken by somebody else: %v", err)
+	}
+	l := wiretest.ListenOn(t, again, wiretest.Options{NoSettings: true})
+	if !e.Ask() || !e.Ask() {
+		t.Error("there is nothing to wait for")
+	}
+	opened := openLater(e)
+	c := l.Accept()
+	c.WriteSettings()
+	wantOpened(t, opened)
+	if n := l.Accepted(); n != 1 {
+		t.Errorf("%d connections for one question", n)
+	}
+}
+
+// TestEarly: RFC 9113 section 3.4: a call may be sent before the server's SETTINGS. That is done for one call, after a while,
+// if it has no better endpoint; it helps servers that speak with their first answer.
+func TestEarly(t *testing.T) {
+	t.Parallel()
+	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
+	e := endpoint(t, l.Addr(), Config{MaxStreamsPerConn: 1, MaxConns: 1}) // the first stream fills the connection
+	results := make(chan *Error, 3)
+	var answers [3]*h2.Blocking
+	for i, c := range []Caller{patient, choosy{}, choosy{early: true}} {
+		answers[i] = h2.NewBlocking()
+		go func() {
+			s, err := e.Open(c, request(), true, answers[i])
+			if s != nil {
+				s.Conn().Flush()
+			}
+			results <- err
+		}()
+		waiting(t, e, int32(i+1))
+	}
+	c := l.Accept()
+	id := c.ExpectHeaders().Stream
+	if err := <-results; err != nil {
+		t.Fatal(err)
+	}
+	if n := e.waiting.Load(); n != 2 || e.Conns() != 0 {
+		t.Errorf("%d calls wait for %d connections", n, e.Conns())
+	}
+	c.WriteSettings()
+	answer(c, id)
+	wantEnd(t, answers[2])
+	for range 2 {
+		next := c.ExpectHeaders().Stream
+		if err := <-results; err != nil {
+			t.Fatal(err)
+		}
+		answer(c, next)
+	}
+}
+
+// TestSentEarlyInVain: a call that was sent early counts as sent when the dial fails.
+func TestSentEarlyInVain(t *testing.T) {
+	t.Parallel()
+	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
+	e := endpoint(t, l.Addr(), Config{DialTimeout: 700 * time.Millisecond})
+	b := h2.NewBlocking()
+	s, err := e.Open(choosy{early: true}, request(), true, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Conn().Flush()
+	l.Accept().ExpectHeaders()
+	_, herr := b.WaitHead(t.Context())
+	if herr == nil {
+		t.Fatal("answered")
+	}
+	if he := s.Err(); he == nil || he.Unprocessed {
+		t.Errorf("%v; the call has left", he)
+	}
+}
+
+// TestPatience: a call that could go elsewhere waits for a connection only as long as it says.
+func TestPatience(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
+	e := endpoint(t, l.Addr(), Config{})
+	for range 2 {
+		_, err := e.Open(choosy{patience: 20 * time.Millisecond}, request(), true, h2.NewBlocking())
+		wantKind(t, err, KindElsewhere)
+	}
+	if n := e.waiting.Load(); n != 0 {
+		t.Errorf("%d calls wait", n)
+	}
+	c := l.Accept()
+	c.WriteSettings()
+	eventually(t, "connected", func() bool { return e.Conns() == 1 })
+	if n := l.Accepted(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
