@@ -95,10 +95,10 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	e.failQueueLocked(err)
 }
 
-// barLocked keeps new calls away from the endpoint. Where connections speak for clients, what an upstream does with one of
-// them says nothing about the others, only that it cannot be reached at all.
+// barLocked keeps new calls away from the endpoint. Where clients have connections of their own, what an upstream does with one
+// of these says nothing about the others, only that it cannot be reached at all, if nobody has a connection.
 func (e *Endpoint) barLocked(err *Error) {
-	if p := e.clients.parent; p == nil || err.unreached && p.clients.connected.Load() == 0 {
+	if p := e.clients.parent; p == nil || err.unreached && p.clients.connected.Load() == 0 && p.Conns() == 0 {
 		e.backoff.barred = true
 		e.State.Set(upstream.Backoff)
 	}

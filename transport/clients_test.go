@@ -56,6 +56,42 @@ func TestProxyProtocol(t *testing.T) {
 	}
 }
 
+// TestOwnConnectionRefused: an upstream that takes no further connection, for a client that is to have its own, still serves
+// those that all others share.
+func TestOwnConnectionRefused(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wiretest.ListenOn(t, inner).Serve(func(c *wiretest.Conn) {
+		for range 2 {
+			answer(c, c.ExpectHeaders().Stream)
+		}
+		<-t.Context().Done()
+	})
+	e := endpoint(t, inner.Addr().String(), Config{})
+	call := func() {
+		t.Helper()
+		b := h2.NewBlocking()
+		s, err := e.Open(patient, request(), true, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Conn().Flush()
+		wantEnd(t, b)
+	}
+	call()
+	inner.Close()
+	if _, err := e.Own(netip.MustParseAddr("192.0.2.1")).Open(patient, request(), true, h2.NewBlocking()); err == nil || err.Kind != KindDial {
+		t.Fatalf("%v, want a refused connection", err)
+	}
+	if !e.State.Usable() {
+		t.Error("not usable for the others any more")
+	}
+	call()
+}
+
 // namingListener reads the PROXY protocol's header of each connection and tells whom it names.
 type namingListener struct {
 	net.Listener
