@@ -164,6 +164,7 @@ func TestWireBackPressure(t *testing.T) {
 			sent <- n
 		}()
 		c.got(50<<10, false)
+		defer crumbs(c.up)()
 		// The stream has used up what it may of the upstream's connection window; others go on.
 		c2 := &rpc{r: r, client: r.client, id: r.client.Open(r.client.Request(wirePath), true)}
 		c2.take(0)
