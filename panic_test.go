@@ -27,8 +27,8 @@ func init() {
 
 // faulty is a handler in front of the proxy that does harm.
 type faulty struct {
-	// Fault is what panics (read, head, write, flush, placeholder), timeout, for a request that ends after a while, or
-	// late, for one that reaches the proxy when its client is gone.
+	// Fault is what panics (read, head, write, flush, placeholder), timeout, for a request that ends after a while, late,
+	// for one that reaches the proxy when its client is gone, or http3, for one that a server has not checked.
 	Fault string `json:"fault"`
 }
 
@@ -39,6 +39,9 @@ func (faulty) CaddyModule() caddy.ModuleInfo {
 func (f faulty) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	if r.Header.Get("healthy") != "" {
 		return next.ServeHTTP(w, r)
+	}
+	if f.Fault == "http3" {
+		r.ProtoMajor, r.ProtoMinor, r.ContentLength = 3, 0, 100
 	}
 	if f.Fault == "late" {
 		<-r.Context().Done()

@@ -162,3 +162,18 @@ func TestWireRequestLength(t *testing.T) {
 		logged(t, before, shorter)
 	})
 }
+
+// The HTTP/3 server takes a request that is shorter than its content-length for a whole one (RFC 9114 section 4.1.2 calls it
+// malformed). The upstream must not.
+func TestWireRequestLengthOfHTTP3(t *testing.T) {
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "route {\ntest_faulty http3\ngrpc_proxy UPSTREAMS\n}"}})
+	c := r.open()
+	c.client.WriteData(c.id, wiretest.Message([]byte("request")), false)
+	c.take(0)
+	c.got(len(wiretest.Message([]byte("request"))), false)
+	c.client.WriteData(c.id, nil, true)
+	r.checkFailure(c.result(), failure{code: codes.Internal, reason: "REQUEST_LENGTH_MISMATCH", says: []string{"shorter than its content-length"}})
+	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
+		t.Errorf("the upstream got RST_STREAM(%v), want CANCEL", code)
+	}
+}
