@@ -172,7 +172,7 @@ func TestTLSFilesSameTick(t *testing.T) {
 	for len(pemA) != len(pemB) { // a signature's length varies
 		derB, pemB, _ = pair(t, "b", time.Now(), time.Now().AddDate(1, 0, 0))
 	}
-	at := time.Now()
+	at := time.Now().Add(time.Hour) // young for as long as the test may take
 	put := func(text []byte, at time.Time) {
 		t.Helper()
 		write(t, ca, text)
@@ -190,9 +190,9 @@ func TestTLSFilesSameTick(t *testing.T) {
 		t.Error("the second is not used")
 	}
 	// An old one is not read any more.
-	put(pemB, at.Add(-time.Hour))
+	put(pemB, at.Add(-2*time.Hour))
 	f.current(zap.NewNop())
-	put(pemA, at.Add(-time.Hour))
+	put(pemA, at.Add(-2*time.Hour))
 	if cfg := f.current(zap.NewNop()); !trusts(cfg, derB) {
 		t.Error("an old file was read again")
 	}
