@@ -5,11 +5,13 @@ package proxytest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -55,20 +57,26 @@ type Proxy struct {
 func Start(t testing.TB, opts Options) *Proxy {
 	t.Helper()
 	p := &Proxy{t: t, opts: opts, dir: t.TempDir()}
-	p.H2C = freeAddress(t)
-	if opts.CertFile != "" {
-		p.TLS = freeAddress(t)
-	}
 	p.logFile = filepath.Join(p.dir, "caddy.log")
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stopping Caddy: %v", err)
 		}
 	})
-	if err := p.Load(opts.Site); err != nil {
-		t.Fatalf("starting Caddy: %v\n%s", err, p.Caddyfile(opts.Site))
+	for again := 10; ; again-- {
+		p.H2C = freeAddress(t)
+		if opts.CertFile != "" {
+			p.TLS = freeAddress(t)
+		}
+		err := p.Load(opts.Site)
+		if err == nil {
+			return p
+		}
+		// A port that was free may be another program's by now.
+		if again == 0 || !errors.Is(err, syscall.EADDRINUSE) && !strings.Contains(err.Error(), "address already in use") {
+			t.Fatalf("starting Caddy: %v\n%s", err, p.Caddyfile(opts.Site))
+		}
 	}
-	return p
 }
 
 // Load replaces the running configuration by one with another site block, and waits until the listeners of the old one
