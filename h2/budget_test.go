@@ -101,12 +101,9 @@ func TestBudgetOfGrownWindows(t *testing.T) {
 	// Those who stay hold what they held, and give it back.
 	fresh.Store(false)
 	h := &holding{hold: fresh}
-	s := mustOpen(t, client, true, h)
+	mustOpen(t, client, true, h)
 	client.Flush()
 	until(t, "a new stream reads", func() bool { return h.got.Load() > 1<<20 })
-	if w := func() int64 { client.mu.Lock(); defer client.mu.Unlock(); return s.window }(); w > protocolWindow && b.near(0) {
-		t.Errorf("its window is %d", w)
-	}
 	left := 0
 	for i, h := range all {
 		switch e := h.err.Load(); {
@@ -149,34 +146,30 @@ func TestBudgetShrinksWindows(t *testing.T) {
 func TestSlowReaderShrinksItsWindow(t *testing.T) {
 	b := budgetOf(t, 16<<20)
 	a := newCalls(t)
-	a.hold = true
 	client, server := pair(t, Config{}, Config{Budget: b}, a.accept)
-	s := mustOpen(t, client, false, NewBlocking())
+	mustOpen(t, client, false, NewBlocking())
 	client.Flush()
 	_, in, _ := a.next()
 	server.mu.Lock()
 	in.setWindowLocked(1 << 20) // as if it had read fast
 	in.recvWin = 1 << 20
-	server.appendWindowUpdate(in.id, 1<<20-protocolWindow)
-	server.flushLocked()
-	until(t, "the window opens", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return s.sendWin > 1<<19 })
+	server.mu.Unlock()
+	const n = 16 << 10
 	last := int64(1 << 20)
 	for last > protocolWindow {
-		n, err := s.TryWrite(make([]byte, 16<<10), false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		client.Flush()
-		until(t, "all arrived", func() bool { return server.Stats().Held == int64(n) })
 		server.mu.Lock()
-		in.grantAt -= 1e9 // a second passes for the one who measures
+		in.recvWin, server.recvWin, in.held, server.held = in.recvWin-n, server.recvWin-n, in.held+n, server.held+n // as if it had come
+		server.rtt = 1e6
+		in.grantAt = server.nano() - 1e9 // a second passes for the one who measures
+		server.mu.Unlock()
+		in.Consumed(n)
+		server.mu.Lock()
 		w, sum := in.window, in.recvWin+in.held+in.owed
 		server.mu.Unlock()
 		if w > last || w < protocolWindow || w < last/2 && w != protocolWindow || w != sum {
 			t.Fatalf("from %d to %d (%d)", last, w, sum)
 		}
 		last = w
-		in.Consumed(n)
 	}
 	if n := b.grown.Load(); n != 0 {
 		t.Errorf("the budget knows of %d", n)
