@@ -82,8 +82,10 @@ func (x *exchange) Patience(full bool, connecting time.Duration) (d time.Duratio
 	switch {
 	case len(x.cur.Live()) < 2:
 		return 0, false
-	case full:
-		return 0, !x.insists
+	case full && !x.insists:
+		return 0, true
+	case full && !x.mayConnect():
+		return 0, false
 	case x.insists:
 		return connectSlice, true
 	}
@@ -92,6 +94,16 @@ func (x *exchange) Patience(full bool, connecting time.Duration) (d time.Duratio
 		d = min(d, time.Until(end)/4)
 	}
 	return max(d-connecting, 0), true
+}
+
+// mayConnect tells whether one of the endpoints that are left has no connection yet, and may have one soon.
+func (x *exchange) mayConnect() bool {
+	for i, e := range x.cur.Live() {
+		if !e.Ready() && e.State.UsableFor(x.call.Service) && !slices.Contains(x.tried, i) {
+			return true
+		}
+	}
+	return false
 }
 
 // Early implements transport.Choosy: there is no better endpoint than one whose SETTINGS have not come.

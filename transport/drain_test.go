@@ -27,7 +27,7 @@ func (r *holdEnd) RecvHead(s *h2.Stream, fields []h2.Field, end bool) {
 func TestIdleCloseWithCallWaiting(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l, accepted := listen(t)
-	e := endpoint(t, l.Addr(), Config{MaxConns: 1, IdleTimeout: 10 * time.Millisecond, QueueTimeout: timeout})
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1, IdleTimeout: 100 * time.Millisecond, QueueTimeout: timeout})
 	last := &holdEnd{h2.NewBlocking(), make(chan struct{}), make(chan struct{})}
 	s, err := e.Open(patient, request(), true, last)
 	if err != nil {
