@@ -188,7 +188,7 @@ func rapidResets(t *testing.T) {
 			wave(20, true)
 		}
 		for range 4 {
-			wave(100, false)
+			wave(40, false)
 		}
 		eventually(t, "the client has a connection of its own", func() bool {
 			wave(1, true)
