@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +41,24 @@ var fieldHealth = []fieldCase{
 		"a connection that ends for one stream ejects nobody",
 		"nginx and HAProxy close the connection of all clients over one request that they do not like; outlier_detection then ejected them, and 142 of 194 calls failed instead of 58 of 142",
 		lostConnections,
+	},
+	{
+		"nginx is not ejected for closing the connection over one client's metadata",
+		"nginx ends the connection of all clients over a field of 11 KB (GOAWAY ENHANCE_YOUR_CALM), so that outlier_detection ejected it",
+		func(t *testing.T) {
+			lostToPeer(t, startNginx, "x-large", strings.Repeat("x", 11<<10))
+		},
+	},
+	{
+		"HAProxy is not ejected for closing the connection over one client's metadata",
+		"HAProxy ends the connection of all clients over 350 fields, so that outlier_detection ejected it",
+		func(t *testing.T) {
+			var many []string
+			for i := range 400 {
+				many = append(many, fmt.Sprint("x-", i), "v")
+			}
+			lostToPeer(t, startHAProxy, many...)
+		},
 	},
 	{
 		"servers that end connections when they are old stay healthy",
@@ -157,6 +176,70 @@ func lostConnections(t *testing.T) {
 			t.Fatalf("after %s: %s", path, s.Status().Text)
 		}
 	}
+}
+
+// startNginx and startHAProxy run one of them in front of the address, and return its own.
+func startNginx(t *testing.T, to string) (addr string) {
+	path := program(t, "nginx", "nginx-light")
+	dir := t.TempDir()
+	addr = proxytest.FreeAddress(t)
+	conf := writeFile(t, "nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
+events {}
+http {
+	access_log off;
+	client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+	server { listen %[2]s http2; location / { grpc_pass grpc://%[3]s; } }
+}
+`, dir, addr, to))
+	runPeer(t, addr, path, "-c", conf, "-e", filepath.Join(dir, "error.log"))
+	return addr
+}
+
+func startHAProxy(t *testing.T, to string) (addr string) {
+	path := program(t, "haproxy", "haproxy")
+	addr = proxytest.FreeAddress(t)
+	conf := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
+	mode http
+	timeout connect 5s
+	timeout client 1m
+	timeout server 1m
+listen l
+	bind %s proto h2
+	server s %s proto h2
+`, addr, to))
+	runPeer(t, addr, path, "-db", "-f", conf)
+	return addr
+}
+
+// lostToPeer makes calls with metadata that the upstream does not like, while others are under way.
+func lostToPeer(t *testing.T, run func(t *testing.T, to string) string, namesAndValues ...string) {
+	b := backendtest.Start(t, backendtest.Options{})
+	addr := run(t, b.Addr())
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + addr + " {\n\t" + touchy + "}"})
+	c := client(t, p.H2C)
+	spread(t, c, 1, 1, b)
+	const others = 4
+	for range 3 {
+		ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), backendtest.KeyBlock, "yes"))
+		var wg sync.WaitGroup
+		for range others {
+			wg.Go(func() { _, _ = c.EmptyCall(ctx, new(testgrpc.Empty)) })
+		}
+		eventually(t, "the others' calls are there", func() bool { return b.Active() == others })
+		for range 2 {
+			_, err := c.EmptyCall(metadata.AppendToOutgoingContext(within(t, timeout), namesAndValues...), new(testgrpc.Empty))
+			if err == nil {
+				t.Error("the upstream takes it")
+			}
+		}
+		cancel()
+		wg.Wait()
+		if s := stateOf(t, addr); s.Has(upstream.Ejected | upstream.Failing) {
+			t.Fatal(s.Status().Text)
+		}
+		eventually(t, "the backend has no calls", func() bool { return b.Active() == 0 })
+	}
+	spread(t, c, 4, 1, b)
 }
 
 func oldConnections(t *testing.T) {
