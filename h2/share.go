@@ -41,10 +41,6 @@ func (c *Conn) shareLocked(s *Stream) int64 {
 		share = (c.sendWin - shareAmong*s.unacked) / (shareAmong + 1)
 	case c.senders > 1:
 		share = (shareAmong*c.sendWin - s.unacked) / (shareAmong + 1)
-	case c.tight.Load():
-		// It may be that the peer gives nothing back before it has all of a message that would fit. Who comes now has another
-		// connection.
-		share = c.sendWin
 	default:
 		share = (shareAlone*c.sendWin - s.unacked) / (shareAlone + 1)
 	}
@@ -108,7 +104,6 @@ func (c *Conn) tightenLocked() {
 	if c.client {
 		c.events |= evNearlyFull
 	}
-	c.aloneLocked()
 }
 
 // Tight tells whether most of the peer's window of the connection has been used up for half a second, and nothing of it given
@@ -141,7 +136,7 @@ func (c *Conn) fewerSendersLocked() {
 	}
 }
 
-// aloneLocked gives a stream that is alone its larger share.
+// aloneLocked gives a stream that is left alone its larger share.
 func (c *Conn) aloneLocked() {
 	if c.capped.first == nil || c.senders > 1 || c.over != nil || c.writeErr != nil {
 		return
