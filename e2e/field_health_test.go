@@ -46,7 +46,7 @@ var fieldHealth = []fieldCase{
 		"nginx is not ejected for closing the connection over one client's metadata",
 		"nginx ends the connection of all clients over a field of 11 KB (GOAWAY ENHANCE_YOUR_CALM), so that outlier_detection ejected it",
 		func(t *testing.T) {
-			lostToPeer(t, startNginx, "x-large", strings.Repeat("x", 11<<10))
+			lostToPeer(t, func(t *testing.T, to string) string { return startNginx(t, to, "") }, "x-large", strings.Repeat("x", 11<<10))
 		},
 	},
 	{
@@ -176,39 +176,6 @@ func lostConnections(t *testing.T) {
 			t.Fatalf("after %s: %s", path, s.Status().Text)
 		}
 	}
-}
-
-// startNginx and startHAProxy run one of them in front of the address, and return its own.
-func startNginx(t *testing.T, to string) (addr string) {
-	path := program(t, "nginx", "nginx-light")
-	dir := t.TempDir()
-	addr = proxytest.FreeAddress(t)
-	conf := writeFile(t, "nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/pid; error_log %[1]s/error.log;
-events {}
-http {
-	access_log off;
-	client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-	server { listen %[2]s http2; location / { grpc_pass grpc://%[3]s; } }
-}
-`, dir, addr, to))
-	runPeer(t, addr, path, "-c", conf, "-e", filepath.Join(dir, "error.log"))
-	return addr
-}
-
-func startHAProxy(t *testing.T, to string) (addr string) {
-	path := program(t, "haproxy", "haproxy")
-	addr = proxytest.FreeAddress(t)
-	conf := writeFile(t, "haproxy.cfg", fmt.Sprintf(`defaults
-	mode http
-	timeout connect 5s
-	timeout client 1m
-	timeout server 1m
-listen l
-	bind %s proto h2
-	server s %s proto h2
-`, addr, to))
-	runPeer(t, addr, path, "-db", "-f", conf)
-	return addr
 }
 
 // lostToPeer makes calls with metadata that the upstream does not like, while others are under way.
