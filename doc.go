@@ -9,7 +9,8 @@
 //  2. exchange.classify splits the path, reads grpc-timeout and settles the deadline; one timer watches it
 //     (timers.go). Caddy's idle limits, made for web pages, are lifted. The call enters the drain registry (drain.go).
 //  3. exchange.begin (attempt.go) asks the picker of the current snapshot for an endpoint; both hang on one atomic
-//     pointer. The endpoint counts the call from here to its very end.
+//     pointer. One that has a connection with room is preferred (choose.go). The endpoint counts the call from here to
+//     its very end.
 //  4. exchange.try builds the header block (metadata, X-Forwarded-*, the remaining time as grpc-timeout) and opens a
 //     stream: transport finds a connection with room, or waits for one within the deadline.
 //  5. exchange.pump (pump.go) reads the request and sends it on, keeping it for a replay until the call is committed.
