@@ -57,9 +57,10 @@ func TestDNSTarget(t *testing.T) {
 			dns.Set(t, "backend.test. 1 IN A 127.0.0.1", "backend.test. 1 IN A 127.0.0.2")
 			p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy {\n" + fmt.Sprintf(form, port, dns.Addr) + "\nlb_policy round_robin\n}"})
 			c := client(t, p.H2C)
-			if got := spread(t, c, 20, 2, backends...); got[0] != 10 || got[1] != 10 {
-				t.Errorf("%v, want 10 each of the first two", got)
-			}
+			eventually(t, "both get the same, once they are connected to", func() bool {
+				got := spread(t, c, 20, 2, backends...)
+				return got[0] == 10 && got[1] == 10
+			})
 			dns.Set(t, "backend.test. 1 IN A 127.0.0.2", "backend.test. 1 IN A 127.0.0.3")
 			follow := func() {
 				t.Helper()
