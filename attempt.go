@@ -95,10 +95,10 @@ func (x *exchange) begin() *failure {
 		if x.refusal != nil {
 			return x.refusal
 		}
-		switch err.Kind {
-		case transport.KindCanceled:
+		if err.Kind == transport.KindCanceled {
 			return x.cutOr(clientGone())
-		case transport.KindElsewhere:
+		}
+		if err.Kind == transport.KindElsewhere {
 			x.passed = append(x.passed, i)
 			continue
 		}

@@ -13,9 +13,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"golang.org/x/net/http2"
 
-	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
-
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
 func init() {

@@ -175,7 +175,7 @@ func (a *attempt) blame(r *call.Attempt, f *failure) {
 		r.Cause = call.CauseAnswer
 	case transport.KindHeaderListSize, transport.KindRequestTooLarge:
 		r.Cause = call.CauseSize
-	case transport.KindQueueFull, transport.KindQueueTimeout, transport.KindCanceled, transport.KindLocal:
+	case transport.KindQueueFull, transport.KindQueueTimeout, transport.KindElsewhere, transport.KindCanceled, transport.KindMemory, transport.KindLocal:
 		// Not the upstream's.
 	}
 }

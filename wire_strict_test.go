@@ -224,13 +224,15 @@ func TestWireAlwaysLegal(t *testing.T) {
 			c.WriteHeaders(id, wiretest.Fields("x-sum", "1"), true)
 			return id
 		}},
-		{name: "trailers that were announced", served: true, fields: func(c *wiretest.Conn) []hpack.HeaderField { return base(c, "trailer", "x-sum") },
+		{
+			name: "trailers that were announced", served: true, fields: func(c *wiretest.Conn) []hpack.HeaderField { return base(c, "trailer", "x-sum") },
 			send: func(c *wiretest.Conn, fields []hpack.HeaderField) uint32 {
 				id := c.Open(fields, false)
 				c.WriteData(id, message, false)
 				c.WriteHeaders(id, wiretest.Fields("x-sum", "1"), true)
 				return id
-			}},
+			},
+		},
 		{name: "trailers that are malformed", send: func(c *wiretest.Conn, fields []hpack.HeaderField) uint32 {
 			id := c.Open(fields, false)
 			c.WriteData(id, message, false)

@@ -324,7 +324,7 @@ func TestWarmthOfNewEndpoints(t *testing.T) {
 
 		config.Static = endpoints(1, 3)
 		next := start(t, config)
-		sink = <-s.sinks
+		<-s.sinks
 		f = next
 		want(100, 10, 100)
 		time.Sleep(20 * time.Second)

@@ -206,7 +206,7 @@ func loneUpstreamComesBack(t *testing.T) {
 	if err := call(); status.Code(err) != codes.Unavailable {
 		t.Errorf("nobody listens, and the call failed with %v", err)
 	}
-	b = backendtest.Start(t, backendtest.Options{Addr: b.Addr()})
+	backendtest.Start(t, backendtest.Options{Addr: b.Addr()})
 	eventually(t, "a second has passed, or a call", func() bool {
 		return time.Since(last) > 1100*time.Millisecond || call() == nil
 	})

@@ -151,7 +151,7 @@ func TestCallsAreCountedUntilDone(t *testing.T) {
 		n.Done()
 		refused()
 		p.WriteReset(id, http2.ErrCodeCancel)
-		id = open("/next")
+		open("/next")
 		// Nor is one whose answer has ended.
 		if err := next().WriteHeaders(okTrailers, true); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package h2
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -223,7 +224,7 @@ func TestStalledUploads(t *testing.T) {
 	})
 	<-client.Ready()
 	open := func(word string, r Receiver) *Stream {
-		s, err := client.OpenStream(append(requestHead[:len(requestHead):len(requestHead)], Field{Name: "x", Value: word}), false, r)
+		s, err := client.OpenStream(append(slices.Clip(requestHead), Field{Name: "x", Value: word}), false, r)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,7 @@ func TestBlanksAroundValues(t *testing.T) {
 	t.Run("client", func(t *testing.T) {
 		c, p := clientAgainst(t, Config{})
 		r := newRecorder(t)
-		s, err := c.OpenStream(append(requestHead[:len(requestHead):len(requestHead)], Field{Name: "x", Value: "\t a b "}, Field{Name: "y", Value: " "}), false, r)
+		s, err := c.OpenStream(append(slices.Clip(requestHead), Field{Name: "x", Value: "\t a b "}, Field{Name: "y", Value: " "}), false, r)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -168,14 +168,14 @@ func (t *Target) Open(ctx context.Context, fields []h2.Field, recv h2.Receiver) 
 func (t *Target) open(ctx context.Context, fields []h2.Field, recv h2.Receiver) (s *h2.Stream, crowded <-chan struct{}, err *transport.Error) {
 	c := caller{ctx}
 	if t.conns.calls == nil {
-		s, err = t.conns.beside().Open(c, fields, false, recv) //nolint:contextcheck // transport knows it as a Caller
+		s, err = t.conns.beside().Open(c, fields, false, recv)
 		return s, nil, err
 	}
 	end := t.conns.calls.For(netip.Addr{})
 	if end.Conns() == 0 {
 		end.Retry() // checks have a pace of their own, and end the backoff for calls
 	}
-	return end.OpenGuest(c, func() *transport.Endpoint { //nolint:contextcheck // as above
+	return end.OpenGuest(c, func() *transport.Endpoint {
 		end.SuspectStuck(t.Timeout)
 		return t.conns.beside()
 	}, fields, recv)

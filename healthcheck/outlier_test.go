@@ -154,8 +154,11 @@ func TestJudge(t *testing.T) {
 		a    call.Attempt
 		want outcome
 	}{
-		{broke(call.CauseAnswer, grpcwire.Internal), failed}, {broke(call.CauseAnswer, grpcwire.Unknown), neutral},
-		{broke(call.CauseLost, grpcwire.Unavailable), neutral}, {http(429), neutral}, {http(400), failed},
+		{broke(call.CauseAnswer, grpcwire.Internal), failed},
+		{broke(call.CauseAnswer, grpcwire.Unknown), neutral},
+		{broke(call.CauseLost, grpcwire.Unavailable), neutral},
+		{http(429), neutral},
+		{http(400), failed},
 	} {
 		if is := own.judge(&tc.a); is != tc.want {
 			t.Errorf("%+v with codes of its own: %v, want %v", tc.a, is, tc.want)

@@ -141,7 +141,7 @@ const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 func (s *Stream) once(ctx context.Context, beside func() *transport.Endpoint) (conn *h2.Conn, reported bool, _ error) {
 	var crowded <-chan struct{}
 	c, err := rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
-		stream, ch, err := s.Endpoint.OpenGuest(waiter{ctx}, beside, fields, recv) //nolint:contextcheck // the waiter carries it
+		stream, ch, err := s.Endpoint.OpenGuest(waiter{ctx}, beside, fields, recv)
 		if err != nil {
 			return nil, err
 		}

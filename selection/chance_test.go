@@ -56,8 +56,11 @@ func TestLeastRequestDraws(t *testing.T) {
 		{"never the same twice", 0, []draw{{n, 11}, {n - 1, 10}}, nil, [n]int{10: 3, 11: 9}, 10, ""},
 		{"three", 3, []draw{{n, 1}, {n - 1, 1}, {n - 2, 0}}, nil, [n]int{1, 3, 2}, 0, ""},
 		{
-			"at most ten", 1000, []draw{{n, 11}, {n - 1, 0}, {n - 2, 8}, {n - 3, 0}, {n - 4, 0}, {n - 5, 0}, {n - 6, 0}, {n - 7, 0}, {n - 8, 0}, {n - 9, 0}}, nil,
-			[n]int{9, 8, 7, 6, 5, 4, 3, 1, 0, 8, 8, 8}, 7, "all but 8 and 10 were drawn",
+			"at most ten", 1000,
+			[]draw{{n, 11}, {n - 1, 0}, {n - 2, 8}, {n - 3, 0}, {n - 4, 0}, {n - 5, 0}, {n - 6, 0}, {n - 7, 0}, {n - 8, 0}, {n - 9, 0}},
+			nil,
+			[n]int{9, 8, 7, 6, 5, 4, 3, 1, 0, 8, 8, 8},
+			7, "all but 8 and 10 were drawn",
 		},
 		{"tried is drawn again", 0, []draw{{n, 1}, {n, 0}, {n - 1, 0}, {n - 1, 1}}, []int{1}, [n]int{3, 0, 4}, 0, "draws of closed ones do not count"},
 	}
