@@ -1,7 +1,6 @@
 package grpcproxy
 
 import (
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -352,98 +351,6 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	x.logAttempt(err)
 	x.tried = append(x.tried, a.index) // x.cur is still a.view: only begin changes it
 	return x.begin()
-}
-
-// callFields are the fields of gRPC's Call-Definition that the proxy passes on as they are, in the order of gRPC over HTTP/2,
-// "Requests". They stand before the metadata.
-var callFields = [...]struct{ lower, canonical string }{
-	{"grpc-message-type", "Grpc-Message-Type"},
-	{"grpc-encoding", "Grpc-Encoding"},
-	{"grpc-accept-encoding", "Grpc-Accept-Encoding"},
-	{"user-agent", "User-Agent"},
-}
-
-// ofCall tells the fields that appendFields has put in front already.
-func ofCall(canonical string) bool {
-	switch canonical {
-	case "Content-Type", "Grpc-Timeout", "Grpc-Message-Type", "Grpc-Encoding", "Grpc-Accept-Encoding", "User-Agent":
-		return true
-	}
-	return false
-}
-
-// appendFields builds the header block for an attempt: gRPC over HTTP/2, "Requests → Request-Headers", "Request-Headers →
-// Call-Definition *Custom-Metadata". All of it is legal, whatever the client sent: a server may close the connection for
-// what is not, with everybody's calls on it. The same call has the same block each time, so that a fault that hangs on the
-// order can be found.
-func (x *exchange) appendFields(f []h2.Field, a *attempt) []h2.Field {
-	header, host := x.r.Header, x.r.Host
-	fwd := x.forwarded
-	if ops := x.h.Headers; ops != nil && ops.Request != nil {
-		r := x.r.Clone(x.r.Context())
-		fwd.set(r.Header)
-		ops.Request.ApplyToRequest(r)
-		header, host, fwd = r.Header, r.Host, forwarded{}
-	}
-	if !validAuthority(host) {
-		host = authority(a.endpoint())
-	}
-	f = append(f,
-		h2.Field{Name: ":method", Value: http.MethodPost},
-		h2.Field{Name: ":scheme", Value: a.end.Scheme()},
-		h2.Field{Name: ":path", Value: pathField(x.r.URL)},
-		h2.Field{Name: ":authority", Value: host},
-		// "te: trailers" detects incompatible proxies; gRPC requires it.
-		h2.Field{Name: "te", Value: "trailers"},
-	)
-	// Also where a client of HTTP/1 lists it in Connection: it is what makes the request a call.
-	if f = appendField(f, "Content-Type", header["Content-Type"]); len(header["Content-Type"]) == 0 {
-		f = appendField(f, "Content-Type", x.r.Header["Content-Type"])
-	}
-	if d := x.call.Deadline; !d.IsZero() {
-		// gRFC A31 and PROTOCOL-HTTP2.md: the next hop gets the time that remains.
-		f = append(f, h2.Field{Name: "grpc-timeout", Value: grpcwire.FormatTimeout(time.Until(d))})
-	}
-	options := connectionOptions(header)
-	for _, c := range callFields {
-		if values := header[c.canonical]; len(values) > 0 && !slices.Contains(options, c.canonical) {
-			f = append(f, h2.Field{Name: c.lower, Value: fieldText(values[0])})
-			for _, v := range values[1:] {
-				f = append(f, h2.Field{Name: c.lower, Value: fieldText(v)})
-			}
-		}
-	}
-	metadata := len(f)
-	rewritten := fwd != (forwarded{})
-	for name, values := range header {
-		if ofCall(name) || rewritten && isForwardedName(name) || slices.Contains(options, name) {
-			continue
-		}
-		f = appendField(f, name, values)
-	}
-	for _, v := range [...]h2.Field{
-		{Name: "x-forwarded-for", Value: fwd.xff},
-		{Name: "x-forwarded-proto", Value: fwd.proto},
-		{Name: "x-forwarded-host", Value: fwd.host},
-		{Name: "via", Value: fwd.via},
-	} {
-		if v.Value != "" {
-			v.Value = fieldText(v.Value)
-			f = append(f, v)
-		}
-	}
-	// Stable: values of one name keep their order. Names that differ in case only are one.
-	slices.SortStableFunc(f[metadata:], func(a, b h2.Field) int { return strings.Compare(a.Name, b.Name) })
-	return f
-}
-
-// endpoint is what the source says of the attempt's endpoint.
-func (a *attempt) endpoint() *upstream.Endpoint {
-	s := a.view.Snapshot
-	if n := len(s.Endpoints); a.index >= n {
-		return &s.Draining[a.index-n]
-	}
-	return &s.Endpoints[a.index]
 }
 
 // RecvHead takes the response head.
