@@ -44,7 +44,10 @@ func (c *Conn) shareLocked(s *Stream) int64 {
 	default:
 		share = (shareAlone*c.sendWin - s.unacked) / (shareAlone + 1)
 	}
-	return max(share, c.shareLeastLocked()-s.unacked)
+	if least := c.shareLeastLocked(); s.unacked < least {
+		share = max(share, least-s.unacked, shareStep) // a step in any case, or the stream might not get as far
+	}
+	return share
 }
 
 // shortLocked tells whether little is left of the window.

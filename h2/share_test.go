@@ -88,6 +88,20 @@ func TestShareWithoutCrumbs(t *testing.T) {
 	}
 }
 
+// A stream gets as far as every stream may, in however many pieces. A peer may give nothing back before it has so much.
+func TestLeastShareInPieces(t *testing.T) {
+	c, _ := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true, Settings: initialWindow(1 << 20).Settings})
+	<-c.Ready()
+	first, s := mustOpen(t, c, false, newRecorder(t)), mustOpen(t, c, false, newRecorder(t))
+	took(t, first, 1<<20)
+	if n := took(t, s, 3500); n != 3500 {
+		t.Errorf("took %d", n)
+	}
+	if n := took(t, s, 5000); n < 4096-3500 {
+		t.Errorf("took %d more, with %d left", n, c.Stats().SendWindow)
+	}
+}
+
 // A stream that is alone leaves a little for who comes next. A window that has been short for long is tight, and one that is used
 // up takes no streams any more.
 func TestTightWindow(t *testing.T) {
