@@ -137,10 +137,14 @@ func (c *Conn) discardLocked(s *Stream) {
 
 // takenBackLocked counts DATA that was appended and never leaves.
 func (c *Conn) takenBackLocked(n int64) {
+	if n == 0 {
+		return
+	}
 	c.sendWin += n
 	c.unacked = max(0, c.unacked-n)
 	if !c.shortLocked() {
 		c.lowAt = 0
+		c.loosenLocked() // the peer, which has nothing to give back, would not bring it about
 	}
 	c.uncapLocked()
 }

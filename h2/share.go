@@ -91,13 +91,19 @@ func (c *Conn) grantedLocked(n int64) {
 	if c.shortLocked() {
 		c.lowLocked(c.lastRead.Load())
 	}
-	if c.tight.Load() {
-		c.tight.Store(false)
-		if c.client {
-			c.events |= evCapacity
-		}
-	}
+	c.loosenLocked()
 	c.uncapLocked()
+}
+
+// loosenLocked notes that the window is not tight any more.
+func (c *Conn) loosenLocked() {
+	if !c.tight.Load() {
+		return
+	}
+	c.tight.Store(false)
+	if c.client {
+		c.events |= evCapacity
+	}
 }
 
 // tightenLocked runs when the window has been short for long.

@@ -102,6 +102,29 @@ func TestLeastShareInPieces(t *testing.T) {
 	}
 }
 
+// DATA that waits for the socket and is taken back leaves no window that is tight: the peer has nothing to give back.
+func TestWindowTakenBackIsNotTight(t *testing.T) {
+	c, _ := clientAgainst(t, Config{}, wiretest.Options{HoldWindows: true, Settings: initialWindow(1 << 20).Settings})
+	settled(t, c)
+	_, release := holdWrite(t, c)
+	var wait []*Stream
+	for range 2 {
+		s := mustOpen(t, c, false, newRecorder(t))
+		if n, err := s.TryWrite(make([]byte, 1<<20), false); n == 0 || err != nil {
+			t.Fatal(n, err)
+		}
+		wait = append(wait, s)
+	}
+	until(t, "tight", c.Tight)
+	for _, s := range wait {
+		s.Reset(Cancel)
+	}
+	if n := c.Stats().SendWindow; n != 65535 || c.Tight() {
+		t.Errorf("window %d, tight %t", n, c.Tight())
+	}
+	release()
+}
+
 // A stream that is alone leaves a little for who comes next. A window that has been short for long is tight, and one that is used
 // up takes no streams any more.
 func TestTightWindow(t *testing.T) {
