@@ -85,6 +85,7 @@ type Conn struct {
 	owed    int64 // consumed, not yet given back
 	held    int64 // delivered to receivers, not yet consumed
 	charged int64 // of it, what the budget knows of
+	cramped bool  // since held was above half of window, it has not been below a quarter
 	grantAt int64 // nano of the last grant
 	rtt     int64
 	holders waiters // streams that have ended in order and still hold something (budget.go)

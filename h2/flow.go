@@ -59,7 +59,7 @@ func (c *Conn) creditLocked(s *Stream, n int64) (due bool) {
 	due = c.grantConnLocked()
 	s.owed += n
 	half := (s.window + 1) / 2
-	if s.recvEnd || s.closed || s.owed < min(half, c.halfLocked()) {
+	if s.recvEnd || s.closed || s.owed < min(half, c.dueLocked()) {
 		return due
 	}
 	window := s.window
@@ -100,14 +100,39 @@ func (c *Conn) resizeLocked(s *Stream) int64 {
 	return max(window, first, s.window-s.owed)
 }
 
-// halfLocked is half of what slow readers leave of the connection's window. If they hold more than half of it, the other half
-// never comes together, and the peer may share what little it has left by what it is given back (see share.go).
-func (c *Conn) halfLocked() int64 { return max(1, (c.window-c.held+1)/2) }
+// dueLocked is from how much on credit is given back because of what slow readers hold: half of what they leave of the
+// connection's window. If they hold more than half of it, the other half never comes together, and the peer may share what little it
+// has left among its streams by what it is given back (see share.go). So it gets that back in small pieces then, as from Go's
+// server.
+func (c *Conn) dueLocked() int64 {
+	left := c.window - c.held
+	if 2*c.held <= c.window {
+		return (left + 1) / 2
+	}
+	return max(1, min(left/8, max(c.window/128, 4<<10)))
+}
+
+// heldMoreLocked gives back what was not due before slow readers held so much: they will not bring it about, and for the others
+// too little may be left.
+func (c *Conn) heldMoreLocked() {
+	switch {
+	case 4*c.held < c.window:
+		c.cramped = false
+	case 2*c.held <= c.window:
+	case c.cramped:
+		c.grantConnLocked()
+	default:
+		c.cramped = true
+		for _, s := range c.streams {
+			c.creditLocked(s, 0)
+		}
+	}
+}
 
 // grantConnLocked gives the connection's credit back when it is due.
 func (c *Conn) grantConnLocked() bool {
 	half := min((c.window+1)/2, maxOwed)
-	if c.owed < min(half, c.halfLocked()) || c.over != nil {
+	if c.owed < min(half, c.dueLocked()) || c.over != nil {
 		return false
 	}
 	grown := c.window

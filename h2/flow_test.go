@@ -220,6 +220,43 @@ func TestCredit(t *testing.T) {
 	}
 }
 
+// Credit that was not due yet is given back when slow readers come to hold most of the window: without it, nobody could send.
+func TestCreditIsNotKeptFromOthers(t *testing.T) {
+	const window = 2 * 65535
+	calls := newCalls(t)
+	c, p := serverAgainst(t, Config{InitialConnWindow: window, MaxConnWindow: window}, func(s *Stream, f []Field, end bool) Receiver {
+		calls.hold = s.ID() != 1
+		return calls.accept(s, f, end)
+	})
+	left := window
+	send := func(id uint32, most int) {
+		p.WriteHeaders(id, requestHead, false)
+		for most = min(most, left); most > 0; {
+			n := min(most, 16000)
+			p.WriteData(id, make([]byte, n), false)
+			most -= n
+			left -= n
+		}
+	}
+	const read = 48000
+	send(1, read)
+	for id := uint32(3); left > 0; id += 2 {
+		send(id, 60000)
+	}
+	p.Barrier()
+	given := 65535 - window // beyond the first WINDOW_UPDATE
+	for _, f := range p.Untaken(0) {
+		if f.Stream == 0 && f.Type == http2.FrameWindowUpdate {
+			given += int(f.Increment)
+		}
+	}
+	if given < read {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		t.Errorf("%d given back, of %d that were read; %d are held, %d may be sent", given, read, c.held, c.recvWin)
+	}
+}
+
 func TestReceiveWindowOverflow(t *testing.T) {
 	cfg := Config{InitialWindow: 20000, MaxWindow: 20000, InitialConnWindow: 65535, MaxConnWindow: 65535}
 	t.Run("stream", func(t *testing.T) {

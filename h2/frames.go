@@ -234,6 +234,7 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 	c.held += n
 	c.stats.HeldPeak = max(c.stats.HeldPeak, c.held)
 	c.chargeLocked()
+	c.heldMoreLocked()
 	if end {
 		c.endReceivedLocked(s)
 	}

@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync/atomic"
@@ -256,10 +257,26 @@ func (r *stallable) RecvData(s *Stream, p []byte, end bool) {
 // Uploads that nobody reads do not stop other calls on their connection, though together they would like to have all of
 // its window.
 func TestStalledUploads(t *testing.T) {
-	client, server := pair(t, Config{}, Config{InitialConnWindow: 65535, MaxConnWindow: 65535}, func(_ *Stream, f []Field, _ bool) Receiver {
+	for _, window := range []uint32{65535, 256 << 10} {
+		for _, stalled := range []int{2, 3, 5, 10} {
+			if window == 65535 && stalled > 2 {
+				continue // nothing is left
+			}
+			t.Run(fmt.Sprintf("%d of %d", stalled, window), func(t *testing.T) {
+				t.Parallel()
+				stalledUploads(t, Config{InitialConnWindow: window, MaxConnWindow: window}, stalled)
+			})
+		}
+	}
+}
+
+func stalledUploads(t *testing.T, cfg Config, stalled int) {
+	client, server := pair(t, Config{}, cfg, func(_ *Stream, f []Field, _ bool) Receiver {
 		return &stallable{stalled: f[len(f)-1].Value == "stalled"}
 	})
 	<-client.Ready()
+	window := int64(cfg.InitialConnWindow)
+	until(t, "the window has come", func() bool { return client.Stats().SendWindow == window })
 	open := func(word string, r Receiver) *Stream {
 		s, err := client.OpenStream(append(slices.Clip(requestHead), Field{Name: "x", Value: word}), false, r)
 		if err != nil {
@@ -267,22 +284,43 @@ func TestStalledUploads(t *testing.T) {
 		}
 		return s
 	}
-	for range 2 {
-		if n := took(t, open("stalled", newRecorder(t)), 1<<20); n == 0 || n > 65535*8/9 {
+	answered := func(s *Stream, b *Blocking, size int) {
+		t.Helper()
+		wrote := make(chan *Error, 1)
+		go func() {
+			wrote <- s.Write(make([]byte, size), true)
+			client.Flush()
+		}()
+		if _, err := b.WaitHead(testContext(t)); err != nil {
+			server.mu.Lock()
+			defer server.mu.Unlock()
+			t.Fatalf("%v: %d left, %d held, %d owed", err, client.Stats().SendWindow, server.held, server.owed)
+		}
+		if err := <-wrote; err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One has sent something before, which was read but is not worth a WINDOW_UPDATE yet.
+	early := NewBlocking()
+	before := open("read", early)
+	had := min(window/4-1, 30000)
+	took(t, before, int(had))
+	for range stalled {
+		if n := took(t, open("stalled", newRecorder(t)), 1<<20); n == 0 || int64(n) > window*8/9 {
 			t.Fatal(n)
 		}
 	}
-	until(t, "all arrived", func() bool { return server.Stats().Held == 65535-client.Stats().SendWindow })
+	until(t, "all arrived", func() bool {
+		server.mu.Lock()
+		defer server.mu.Unlock()
+		return server.recvWin == client.Stats().SendWindow && server.held+server.owed+server.recvWin == window
+	})
+	answered(before, early, 200000)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 50 {
+	for range 30 {
 		b := NewBlocking()
-		s := open("read", b)
-		if err := s.Write(make([]byte, rnd.IntN(20000)+1), true); err != nil {
-			t.Fatal(err)
-		}
-		client.Flush()
-		if _, err := b.WaitHead(testContext(t)); err != nil {
-			t.Fatalf("%v: %d left, %d held", err, client.Stats().SendWindow, server.Stats().Held)
-		}
+		answered(open("read", b), b, rnd.IntN(20000)+1)
 	}
+	last := NewBlocking()
+	answered(open("read", last), last, 400000)
 }
