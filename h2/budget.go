@@ -17,7 +17,7 @@ import (
 type Budget struct {
 	limit atomic.Int64
 	held  atomic.Int64 // what connections have charged
-	grown atomic.Int64 // by how much open streams' windows exceed their first
+	grown atomic.Int64 // by how much the windows of streams whose peer may still send exceed their first
 	ended atomic.Uint64
 
 	reaping atomic.Bool
@@ -99,6 +99,11 @@ func (s *Stream) setWindowLocked(n int64) {
 		s.c.cfg.Budget.grown.Add(d)
 	}
 	s.window = n
+}
+
+// shrinkLocked notes, as far as the budget is concerned, that nothing more comes on a stream.
+func (s *Stream) shrinkLocked() {
+	s.setWindowLocked(min(s.window, int64(s.c.cfg.InitialWindow)))
 }
 
 func (b *Budget) join(c *Conn) {

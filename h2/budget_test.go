@@ -45,6 +45,34 @@ func feeding(size int) func(s *Stream, _ []Field, _ bool) Receiver {
 	}
 }
 
+// A stream on which nothing more can come does not count with its window, however long its answer takes.
+func TestBudgetForgetsWindowsOfEndedSides(t *testing.T) {
+	b := budgetOf(t, 1<<30)
+	calls := make(chan *Stream, 1)
+	h := &holding{hold: new(atomic.Bool)}
+	client, _ := pair(t, Config{}, Config{Budget: b}, func(s *Stream, _ []Field, _ bool) Receiver {
+		calls <- s
+		return h
+	})
+	<-client.Ready()
+	s := mustOpen(t, client, false, newRecorder(t))
+	client.Flush()
+	until(t, "its window has grown", func() bool {
+		if err := s.Write(make([]byte, 256<<10), false); err != nil {
+			t.Fatal(err)
+		}
+		return b.grown.Load() > 0
+	})
+	if err := s.Write(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	client.Flush()
+	until(t, "its end has come", h.end.Load)
+	if n := b.grown.Load(); n != 0 || (<-calls).Closed() {
+		t.Errorf("%d are granted", n)
+	}
+}
+
 // holding consumes at once until it is told to hold.
 type holding struct {
 	sink

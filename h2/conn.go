@@ -355,7 +355,7 @@ func (c *Conn) removeLocked(s *Stream) {
 	if s.held > 0 {
 		c.holders.add(s)
 	}
-	s.setWindowLocked(min(s.window, int64(c.cfg.InitialWindow))) // as far as the budget is concerned
+	s.shrinkLocked()
 	delete(c.streams, s.id)
 	if !s.sentEnd {
 		c.fewerSendersLocked()

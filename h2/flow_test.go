@@ -298,12 +298,26 @@ func TestReceiveWindowOverflow(t *testing.T) {
 	})
 }
 
+// watched is a sink that notes what its stream's window was while DATA came.
+type watched struct {
+	sink
+	window int64
+}
+
+func (w *watched) RecvData(s *Stream, p []byte, end bool) {
+	if !end {
+		s.c.mu.Lock()
+		w.window = s.window
+		s.c.mu.Unlock()
+	}
+	w.sink.RecvData(s, p, end)
+}
+
 // Windows of a bulk stream grow, and those of a stream whose reader is slow do not.
 func TestWindowGrowth(t *testing.T) {
 	done := make(chan struct{})
-	fast := &sink{done: done}
-	var stream *Stream
-	client, server := pair(t, Config{}, Config{}, func(s *Stream, _ []Field, _ bool) Receiver { stream = s; return fast })
+	fast := &watched{sink: sink{done: done}}
+	client, server := pair(t, Config{}, Config{}, func(*Stream, []Field, bool) Receiver { return fast })
 	s := mustOpen(t, client, false, NewBlocking())
 	if err := s.Write(make([]byte, 16<<20), true); err != nil {
 		t.Fatal(err)
@@ -313,10 +327,7 @@ func TestWindowGrowth(t *testing.T) {
 	if st := server.Stats(); st.Window < 512<<10 || st.Window > 4<<20 {
 		t.Errorf("the connection's window is %d", st.Window)
 	}
-	server.mu.Lock()
-	w := stream.window
-	server.mu.Unlock()
-	if w < 256<<10 || w > 1<<20 {
+	if w := fast.window; w < 256<<10 || w > 1<<20 {
 		t.Errorf("the stream's window is %d", w)
 	}
 
@@ -342,7 +353,7 @@ func TestWindowGrowth(t *testing.T) {
 		until(t, "credit", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return s.sendWin > 30000 })
 	}
 	server.mu.Lock()
-	w = in.window
+	w := in.window
 	server.mu.Unlock()
 	if w != protocolWindow || sent < 1<<20 {
 		t.Errorf("the slow stream's window is %d after %d bytes", w, sent)
@@ -367,9 +378,8 @@ func TestHugeConnectionWindow(t *testing.T) {
 // Where much is held for slow readers, a fast stream's window does not grow any more.
 func TestWindowGrowthUnderPressure(t *testing.T) {
 	done := make(chan struct{})
-	fast := &sink{done: done}
-	var stream *Stream
-	client, server := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30}, func(s *Stream, _ []Field, _ bool) Receiver { stream = s; return fast })
+	fast := &watched{sink: sink{done: done}}
+	client, server := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30}, func(*Stream, []Field, bool) Receiver { return fast })
 	until(t, "credit", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return client.sendWin > 1<<28 })
 	server.mu.Lock()
 	server.held += calmHeld + 1 // for others
@@ -383,8 +393,8 @@ func TestWindowGrowthUnderPressure(t *testing.T) {
 	server.mu.Lock()
 	defer server.mu.Unlock()
 	server.held -= calmHeld + 1
-	if stream.window != protocolWindow {
-		t.Errorf("the stream's window is %d", stream.window)
+	if w := fast.window; w != protocolWindow {
+		t.Errorf("the stream's window is %d", w)
 	}
 }
 

@@ -251,6 +251,7 @@ func (c *Conn) onData(f frameHeader, p []byte) *Error {
 // endReceivedLocked notes that END_STREAM came.
 func (c *Conn) endReceivedLocked(s *Stream) {
 	s.recvEnd = true
+	s.shrinkLocked()
 	if s.sentEnd {
 		c.lim.completed()
 		c.removeLocked(s)
