@@ -66,7 +66,12 @@ func randomTraffic(t *testing.T, rnd *rand.Rand, a, b net.Conn) {
 	}
 	wg.Wait()
 	idle := func(c *Conn) func() bool {
-		return func() bool { st := c.Stats(); return st.Streams == 0 && st.Pending == 0 && st.Held == 0 }
+		return func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.streams) == 0 && c.pendingLocked() == 0 && c.held == 0 && c.charged == 0 && c.senders == 0 && c.lingering == 0 &&
+				c.waiters.first == nil && c.capped.first == nil && c.holders.first == nil
+		}
 	}
 	defer func() {
 		if t.Failed() {
