@@ -16,10 +16,14 @@ func (s *Stream) acceptedLocked(r Receiver) {
 // lingerLocked keeps counting a call whose stream is over before it was answered to the end: the stream has gone at once, what
 // works on the call may take a while to notice. An answer that has ended was the last thing its call had to do.
 func (s *Stream) lingerLocked() {
-	if s.r != nil && !s.c.client && !s.sentEnd && !s.done && !s.lingers {
-		s.lingers = true
+	if s.lingersLocked() {
 		s.c.lingering++
 	}
+}
+
+// lingersLocked tells whether a stream is over, but still counted.
+func (s *Stream) lingersLocked() bool {
+	return s.closed && s.r != nil && !s.c.client && !s.sentEnd && !s.done
 }
 
 // Done tells, in the server role, that the call behind the stream's receiver is over: nothing works on it any more. A call
@@ -30,11 +34,10 @@ func (s *Stream) lingerLocked() {
 func (s *Stream) Done() {
 	c := s.c
 	c.mu.Lock()
-	s.done = true
-	if s.lingers {
-		s.lingers = false
+	if s.lingersLocked() {
 		c.lingering--
 	}
+	s.done = true
 	c.mu.Unlock()
 }
 

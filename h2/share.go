@@ -122,7 +122,7 @@ func (c *Conn) Tight() bool { return c.tight.Load() }
 
 // shortLocked tells whether the stream's share is in the way of what it wants to send.
 func (s *Stream) shortLocked() bool {
-	return s.c.shareLocked(s) < s.wants
+	return s.c.shareLocked(s) < int64(s.wants)
 }
 
 // uncapLocked lets those who have a share again queue for the connection. They are not among those who wait for it all the

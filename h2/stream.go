@@ -17,10 +17,10 @@ type Stream struct {
 	calling  bool // RecvWriteReady runs, or accept
 	callDue  bool // RecvWriteReady is to be called then
 	done     bool // server role: the owner of the receiver has said so
-	lingers  bool // server role: it is over, but counted in c.lingering
 
-	staged  int32 // client role: DATA appended while HEADERS wait
-	expires int32 // server role: milliseconds after which the client is expected to give up, 0 if unknown
+	wants   uint16 // what the one who waits needs at least of its share (share.go)
+	staged  int32  // client role: DATA appended while HEADERS wait
+	expires int32  // server role: milliseconds after which the client is expected to give up, 0 if unknown
 	// began is, in the client role, where HEADERS stand in all that was ever appended, or why they have no place there (heads.go);
 	// in the server role, the nano at which the request head was read.
 	began int64
@@ -32,7 +32,6 @@ type Stream struct {
 
 	// Output flow control (share.go).
 	unacked int64 // sent, and not known to be given back
-	wants   int64 // what the one who waits needs at least
 
 	r       Receiver
 	sendWin int64
@@ -164,7 +163,7 @@ func (s *Stream) appendLocked(p []byte, end bool) (n int) {
 			room = s.shareOfLocked(room, len(p)-n)
 		}
 		if room <= 0 {
-			s.wants = min(int64(len(p)-n), shareStep)
+			s.wants = uint16(min(len(p)-n, shareStep))
 			return n
 		}
 		k := int(room)

@@ -42,6 +42,13 @@ func validName(s string) bool {
 // the same: grpc-go writes the status message "no such user: " as it is. Were that refused, whoever makes a service echo a blank
 // would make its answer look like a fault of the upstream. So they are taken off what comes and what goes, as HTTP/1.1 does.
 func trimValue(s string) string {
+	if n := len(s); n == 0 || s[0] > ' ' && s[n-1] > ' ' {
+		return s
+	}
+	return trimBlanks(s)
+}
+
+func trimBlanks(s string) string {
 	for len(s) > 0 && blank(s[0]) {
 		s = s[1:]
 	}
@@ -81,7 +88,9 @@ func (h *headInfo) regular(f *Field) string {
 	if !validName(f.Name) {
 		return "field name with a forbidden character"
 	}
-	f.Value = trimValue(f.Value)
+	if v := trimValue(f.Value); len(v) < len(f.Value) {
+		f.Value = v
+	}
 	if !validValue(f.Value, h.strict) {
 		return "field value with a forbidden character"
 	}
