@@ -325,7 +325,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 
 // capacity runs whenever a stream slot became free.
 func (e *Endpoint) capacity() {
-	if e.waiting.Load() == 0 && !e.State.Has(upstream.NoRoom) {
+	if e.waiting.Load() == 0 && (e.clients.parent != nil || !e.State.Has(upstream.NoRoom)) {
 		return
 	}
 	e.mu.Lock()

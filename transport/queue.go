@@ -216,7 +216,7 @@ func (e *Endpoint) wakeLocked(freed bool) {
 		e.waiting.Store(int32(len(e.line.waiters)))
 	}
 	e.wakeEarlyLocked()
-	if room > 0 && e.State.Has(upstream.NoRoom) {
+	if room > 0 && e.clients.parent == nil && e.State.Has(upstream.NoRoom) { // a client's part has no say in that
 		e.State.SetRoom(true)
 	}
 }

@@ -55,6 +55,30 @@ func TestNoRoom(t *testing.T) {
 	eventually(t, "it is not full without connections", func() bool { return !e.State.Has(upstream.NoRoom) })
 }
 
+// TestNoRoomBeside: streams that end on a client's own connections make no room on those that all others share.
+func TestNoRoomBeside(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1})
+	open(t, e)
+	<-accepted
+	_, err := e.Open(choosy{}, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindElsewhere)
+	own := e.Own(netip.MustParseAddr("192.0.2.1"))
+	open(t, own)
+	c := <-accepted
+	waits := openLater(own)
+	waiting(t, own, 1)
+	answer(c, c.ExpectHeaders().Stream)
+	wantOpened(t, waits)
+	answer(c, c.ExpectHeaders().Stream)
+	eventually(t, "no stream of its own", func() bool { return (*own.conns.Load())[0].Available() == 1 })
+	own.capacity() // whatever the reader has told until now
+	if !e.State.Has(upstream.NoRoom) {
+		t.Error("room, though all shared streams are taken")
+	}
+}
+
 // TestNoStreamsAllowed: RFC 9113 section 6.5.2: "A value of 0 for SETTINGS_MAX_CONCURRENT_STREAMS … does prevent the creation of
 // new streams". It may be taken back.
 func TestNoStreamsAllowed(t *testing.T) {
