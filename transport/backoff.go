@@ -89,7 +89,8 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 	e.backoff.paused = false
 	e.wakeUpLocked()
 	if len(*e.conns.Load()) > 0 {
-		return // the connections there are still serve, and who waits for them may wait on
+		e.trimLocked() // the connections there are still serve, and who waits for them may wait on, as far as there is a queue
+		return
 	}
 	e.barLocked(err)
 	e.failQueueLocked(err)

@@ -259,8 +259,7 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 	if len(e.line.waiters) > 0 || e.keepers > 0 && len(*e.conns.Load()) < e.cfg.MinConns {
 		e.startDialLocked()
 	}
-	e.refuseLocked(e.line.trim(e.limitLocked()), KindQueueFull, errQueueFull)
-	e.waiting.Store(int32(len(e.line.waiters)))
+	e.trimLocked()
 	if len(*e.conns.Load()) > 0 {
 		e.fullLocked() // the peer may allow no streams
 	}

@@ -227,6 +227,12 @@ func (e *Endpoint) refuseLocked(waiters []*waiter, kind Kind, why error) {
 	}
 }
 
+// trimLocked turns away those that are too many when no connection is being made for them any more.
+func (e *Endpoint) trimLocked() {
+	e.refuseLocked(e.line.trim(e.limitLocked()), KindQueueFull, errQueueFull)
+	e.waiting.Store(int32(len(e.line.waiters)))
+}
+
 func (e *Endpoint) failQueueLocked(err *Error) {
 	woken := e.line.trim(0)
 	e.waiting.Store(0)

@@ -213,6 +213,28 @@ func TestNoQueue(t *testing.T) {
 	wantKind(t, err, KindQueueFull)
 }
 
+// TestNoQueueForFailedConnection: calls that wait for a further connection, where none may wait for a stream, do not wait any
+// more when the connection cannot be made.
+func TestNoQueueForFailedConnection(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l := wiretest.Listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 2, QueueSize: -1, QueueTimeout: time.Minute})
+	first := openLater(e)
+	l.Accept()
+	wantOpened(t, first)
+	second := l.AcceptRaw()
+	var results []<-chan *Error
+	for i := range 3 {
+		results = append(results, openLater(e))
+		waiting(t, e, int32(i+1))
+	}
+	_ = second.Close()
+	for _, r := range results {
+		wantKind(t, <-r, KindQueueFull)
+	}
+	waiting(t, e, 0)
+}
+
 // TestDropsWhatIsTooLate: a call that cannot be answered in the time it has left gets no stream if another one can use it.
 func TestDropsWhatIsTooLate(t *testing.T) {
 	wiretest.CheckLeaks(t)
