@@ -20,6 +20,7 @@ type attempt struct {
 	view   *cluster.View // that index belongs to
 	index  int           // of the endpoint in the view
 	end    *transport.Endpoint
+	conns  *transport.Endpoint // end, or the part of it that has the connections for this call
 	stream *h2.Stream
 	lesson lesson
 	// openedAt is when the stream was opened, if the call had to wait for it.
@@ -137,7 +138,8 @@ func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
 		x.call.Result.Attempts--
 		x.call.Result.Upstream = ""
 	} else {
-		stream, err = x.connections(a, *fields).Open(x, *fields, false, a)
+		a.conns = x.connections(a, *fields)
+		stream, err = a.conns.Open(x, *fields, false, a)
 	}
 	if err != nil {
 		a.end.State.End()

@@ -134,11 +134,11 @@ func (a *attempt) opened() {
 	}
 }
 
-// tellTime tells the transport how long the call took, if it had to wait: those that wait now are served as far as they have so
-// much time left.
+// tellTime tells the transport how long the call took, if it had to wait: those that wait now, where it has waited, are served as
+// far as they have so much time left.
 func (a *attempt) tellTime(whole bool) {
 	if !a.openedAt.IsZero() {
-		a.end.For(a.x.call.ClientIP).Took(time.Since(a.openedAt), whole)
+		a.conns.Took(time.Since(a.openedAt), whole)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
@@ -241,4 +242,36 @@ func TestWireCancelsOfOthers(t *testing.T) {
 	conn.WriteHeaders(id, wiretest.Head(), false)
 	conn.WriteHeaders(id, wiretest.Fields("grpc-status", "0"), true)
 	kept.ok()
+}
+
+// How long calls took on connections apart from those of others says nothing about the wait for these. Here one such call took so
+// long that the next one on the shared connection would be given up as too late, if it did.
+func TestWireTookApart(t *testing.T) {
+	r := newRig(t, rigOptions{
+		Block: "max_conns 1",
+		Up:    wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}},
+	})
+	r.complete()
+	large := strings.Repeat("v", 8<<10)
+	first := r.open("x-large", large)
+	apart := r.ups[0].Accept()
+	first.takeOn(apart)
+	second := r.open("x-large", large, "grpc-timeout", "1M")
+	time.Sleep(quiet) // it waits
+	first.answerOK()
+	second.takeOn(apart)
+	time.Sleep(1100 * time.Millisecond) // what it takes
+	second.answerOK()
+
+	busy := r.streaming()
+	hurried := r.open("grpc-timeout", "2S")
+	time.Sleep(quiet)
+	r.open("grpc-timeout", "1M")
+	time.Sleep(quiet)
+	busy.answerOK()
+	hurried.takeOn(busy.up)
+	if got := hurried.req.Get("grpc-timeout"); strings.HasSuffix(got, "S") || strings.HasSuffix(got, "M") {
+		t.Errorf("the call that was sent has grpc-timeout %s, not the hurried one's", got)
+	}
+	hurried.answerOK()
 }
