@@ -40,12 +40,21 @@ func (x *exchange) choose() (index int, ok bool) {
 func isFull(e *transport.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
 
 // connected has the endpoint connected to. An endpoint is usable when its SETTINGS have come, and whether they ever will is not
-// known. One call waits for that, for a moment; others get an endpoint that is connected, if the policy does not mind.
+// known. One call waits for that, for a moment; others get an endpoint that is connected, if the policy does not mind. A call that has
+// waited in vain goes back to what is connected to meanwhile, rather than wait for the next one.
 func (x *exchange) connected(index int, in selection.PickInfo) int {
+	in.Connected = true
+	if len(x.passed) > 0 && !x.back {
+		again := in
+		again.Tried = x.tried
+		if other, ok := x.cur.Picker.Pick(again); ok && slices.Contains(x.passed, other) {
+			x.back = true // once: where the call has connections of its own these may not be there yet
+			return other
+		}
+	}
 	if x.cur.Endpoints[index].Connect() || !x.cur.AnyWillDo {
 		return index
 	}
-	in.Connected = true
 	other, ok := x.cur.Picker.Pick(in)
 	if live := x.cur.Snapshot.Endpoints; ok && live[other].Priority == live[index].Priority {
 		return other

@@ -42,6 +42,7 @@ type exchange struct {
 	passed    []int // had no stream or no connection at once
 	insists   bool  // all that there are were passed over: wait for one of them
 	queued    bool  // has waited for a stream
+	back      bool  // has gone back to one that was passed over
 	lastErr   *transport.Error
 	again     bool
 	refused   bool     // by REFUSED_STREAM

@@ -290,3 +290,32 @@ func TestWireWaitsForRedial(t *testing.T) {
 	c.trailers()
 	c.ok()
 }
+
+// A call goes back to an upstream whose connection took a little longer than it waits for one, before it waits for all the others.
+func TestWireSlowConnections(t *testing.T) {
+	r := newRig(t, rigOptions{Upstreams: 16, Up: wiretest.Options{NoSettings: true}})
+	c := r.open()
+	first := -1
+	dialled := func() (n int) {
+		for i, p := range r.ups {
+			if p.Accepted() > 0 {
+				n++
+				if first < 0 {
+					first = i
+				}
+			}
+		}
+		return n
+	}
+	eventually(t, "a connection", func() bool { return dialled() > 0 })
+	conn := r.ups[first].current()
+	eventually(t, "another one", func() bool { return dialled() > 1 })
+	conn.WriteSettings()
+	c.take(first)
+	if n := dialled(); n == len(r.ups) {
+		t.Error("all upstreams were waited for")
+	}
+	c.head()
+	c.trailers()
+	c.ok()
+}
