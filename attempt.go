@@ -257,7 +257,7 @@ func (x *exchange) anotherRound() *failure {
 	case <-done:
 		return x.cutOr(clientGone())
 	}
-	x.tried = x.tried[:0]
+	x.tried, x.since = x.tried[:0], time.Time{}
 	return nil
 }
 
@@ -351,6 +351,7 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	}
 	x.refused = x.refused || refused
 	x.logAttempt(err)
+	x.since = time.Time{}
 	x.tried = append(x.tried, a.index) // x.cur is still a.view: only begin changes it
 	return x.begin()
 }

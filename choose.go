@@ -16,6 +16,8 @@ const (
 	connectGrace = 250 * time.Millisecond
 	// connectSlice is how long it waits for one of several, when it has looked at all of them, before it looks again.
 	connectSlice = 100 * time.Millisecond
+	// fullSlice is how long a call waits for a stream, where all endpoints were full, before it looks for a free one again.
+	fullSlice = 250 * time.Millisecond
 )
 
 // choose asks the picker for an endpoint that can take the call now. If there is none, but some of which only all streams
@@ -84,16 +86,25 @@ func (x *exchange) connecting() (index int, ok bool) {
 // Client implements transport.Client.
 func (x *exchange) Client() netip.Addr { return x.call.ClientIP }
 
+// Since implements transport.Choosy.
+func (x *exchange) Since() time.Time {
+	if x.since.IsZero() {
+		x.since = time.Now()
+	}
+	return x.since
+}
+
 // Patience implements transport.Choosy: a call does not wait for a stream, nor for long for a connection, as long as there
-// are endpoints that it has not looked at.
-func (x *exchange) Patience(full bool, connecting time.Duration) (d time.Duration, limited bool) {
+// are endpoints that it has not looked at. Where all are full it waits in one's line, until another one has a free stream.
+func (x *exchange) Patience(full bool, since time.Duration) (d time.Duration, limited bool) {
 	x.queued = x.queued || full
+	alone := len(x.cur.Live()) < 2
 	switch {
-	case len(x.cur.Live()) < 2:
-		return 0, false
-	case full && !x.insists:
+	case full && (!x.insists && !alone || since > 0 && x.roomElsewhere()):
 		return 0, true
-	case full && !x.mayConnect():
+	case full:
+		return fullSlice, true
+	case alone:
 		return 0, false
 	case x.insists:
 		return connectSlice, true
@@ -102,17 +113,19 @@ func (x *exchange) Patience(full bool, connecting time.Duration) (d time.Duratio
 	if end := x.call.Deadline; !end.IsZero() {
 		d = min(d, time.Until(end)/4)
 	}
-	return max(d-connecting, 0), true
+	return max(d-since, 0), true
 }
 
-// mayConnect tells whether one of the endpoints that are left has no connection yet, and may have one soon.
-func (x *exchange) mayConnect() bool {
-	for i, e := range x.cur.Live() {
-		if !e.Ready() && e.State.UsableFor(x.call.Service) && !slices.Contains(x.tried, i) {
-			return true
-		}
+// roomElsewhere tells whether the call could go to another endpoint than the one that it waits for, or should look.
+func (x *exchange) roomElsewhere() bool {
+	if x.h.cluster.View() != x.cur {
+		return true
 	}
-	return false
+	x.mu.Lock()
+	here := x.att.index
+	x.mu.Unlock()
+	i, ok := x.cur.Picker.Pick(x.pickInfo())
+	return ok && i != here
 }
 
 // Early implements transport.Choosy: there is no better endpoint than one whose SETTINGS have not come.

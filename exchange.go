@@ -39,10 +39,11 @@ type exchange struct {
 	// request is pumped, the server's; then whoever responds.
 	tried     []int
 	triedBuf  [4]int
-	passed    []int // had no stream or no connection at once
-	insists   bool  // all that there are were passed over: wait for one of them
-	queued    bool  // has waited for a stream
-	back      bool  // has gone back to one that was passed over
+	passed    []int     // had no stream or no connection at once
+	insists   bool      // all that there are were passed over: wait for one of them
+	queued    bool      // has waited for a stream
+	back      bool      // has gone back to one that was passed over
+	since     time.Time // when it began to wait for a stream or a connection
 	lastErr   *transport.Error
 	again     bool
 	refused   bool     // by REFUSED_STREAM

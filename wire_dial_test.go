@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc/codes"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
@@ -318,4 +319,28 @@ func TestWireSlowConnections(t *testing.T) {
 	c.head()
 	c.trailers()
 	c.ok()
+}
+
+// Calls that wait for one of several upstreams whose streams are all taken go to the one that has a free stream first.
+func TestWireFullUntilOneIsNot(t *testing.T) {
+	r := newRig(t, rigOptions{
+		Upstreams: 2, Block: "max_conns 1",
+		Up: wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}},
+	})
+	stays, ends := r.open(), r.open()
+	stays.take(0)
+	ends.take(1) // or the other way round
+	var calls []*rpc
+	for range 4 { // each upstream has some in its line, unless chance has it otherwise
+		id := r.client.Open(r.client.Request(wirePath, "grpc-timeout", "1M"), true)
+		calls = append(calls, &rpc{r: r, client: r.client, id: id})
+	}
+	ends.up.WriteHeaders(ends.sid, wiretest.Head("grpc-status", "0"), true)
+	for range calls {
+		f := ends.up.ExpectHeaders()
+		ends.up.WriteHeaders(f.Stream, wiretest.Head("grpc-status", "0"), true)
+	}
+	for _, c := range calls {
+		c.ok()
+	}
 }

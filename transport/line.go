@@ -26,10 +26,11 @@ type waiter struct {
 	patient bool
 }
 
-func newWaiter(deadline time.Time, timeout time.Duration, client netip.Addr) *waiter {
+// newWaiter makes a waiter of a call that waits until its deadline or, if it has none, until then.
+func newWaiter(deadline, until time.Time, client netip.Addr) *waiter {
 	w := &waiter{turn: make(chan *Error, 1), due: deadline, bound: !deadline.IsZero(), client: client}
 	if !w.bound {
-		w.due = time.Now().Add(timeout)
+		w.due = until
 	}
 	return w
 }

@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"time"
 
@@ -18,9 +19,13 @@ type Client interface {
 
 // Choosy is implemented by callers that may find another endpoint instead of waiting for this one.
 type Choosy interface {
+	// Since is when the caller began to look for a stream. Without a deadline it waits for Config.QueueTimeout from then on, at
+	// however many endpoints.
+	Since() time.Time
 	// Patience is asked when Open has to wait: for a stream, if all are taken (full), or else for a connection that is being
-	// made since so long. limited: Open returns an error of KindElsewhere if there is no stream after d.
-	Patience(full bool, connecting time.Duration) (d time.Duration, limited bool)
+	// made since so long. limited: Open returns an error of KindElsewhere if there is no stream after d; but if all are taken
+	// it is asked again before that, with how long it has waited, and if d is not 0 then, the call keeps its place.
+	Patience(full bool, since time.Duration) (d time.Duration, limited bool)
 	// Early is asked, when a new connection's peer is silent, whether the call may be sent before its SETTINGS have come (RFC
 	// 9113 section 3.4), for lack of a better endpoint. It counts as sent then.
 	Early() bool
@@ -34,14 +39,23 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 	if c, ok := c.(Client); ok {
 		client = c.Client()
 	}
-	w := newWaiter(deadline, e.cfg.QueueTimeout, client)
-	var timer *time.Timer
+	came := time.Now()
+	since := came
+	if choosy != nil {
+		since = choosy.Since()
+	}
+	w := newWaiter(deadline, since.Add(e.cfg.QueueTimeout), client)
+	var (
+		timer *time.Timer
+		limit time.Duration
+		stays bool // in the line
+	)
 	for again := false; ; again = true {
 		// Without mu: a connection may call back from OpenStream.
-		if again {
+		if again && !stays {
 			refresh(c, fields)
 		}
-		if again || e.waiting.Load() == 0 {
+		if !stays && (again || e.waiting.Load() == 0) {
 			if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
 				if again && err != nil {
 					e.capacity() // its turn goes to the next
@@ -49,10 +63,13 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 				return s, err
 			}
 		}
-		limit, err := e.queue(w, again, choosy)
-		if err != nil {
-			return nil, err
+		if !stays {
+			var err *Error
+			if limit, err = e.queue(w, again, choosy); err != nil {
+				return nil, err
+			}
 		}
+		stays = false
 		wait := time.Until(w.due)
 		hurried := limit < wait
 		if hurried {
@@ -85,6 +102,11 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 			e.leave(w)
 			return nil, e.gaveUp()
 		case <-timer.C:
+			if hurried {
+				if limit, stays = e.stays(choosy, time.Since(came)); stays {
+					continue
+				}
+			}
 			e.leave(w)
 			if hurried {
 				return nil, e.refusal(KindElsewhere, errElsewhere)
@@ -94,9 +116,21 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 	}
 }
 
+// stays asks a call that waits for a stream whether it goes on waiting here, and for how long.
+func (e *Endpoint) stays(choosy Choosy, waited time.Duration) (d time.Duration, ok bool) {
+	if e.Conns() == 0 {
+		return 0, false
+	}
+	d, limited := choosy.Patience(true, waited)
+	if !limited {
+		d = math.MaxInt64
+	}
+	return d, d > 0
+}
+
 // queue puts the call into the line. It returns how long it waits there at most, or why it does not.
 func (e *Endpoint) queue(w *waiter, again bool, choosy Choosy) (limit time.Duration, _ *Error) {
-	limit = 1<<63 - 1
+	limit = math.MaxInt64
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.mayWaitLocked(); err != nil {

@@ -139,7 +139,7 @@ func TestRoomOfMany(t *testing.T) {
 		if n := e.roomLocked(1000); n != 1000 {
 			t.Errorf("room for %d of 1000 calls", n)
 		}
-		w := newWaiter(time.Time{}, time.Minute, netip.Addr{})
+		w := newWaiter(time.Time{}, time.Now().Add(time.Minute), netip.Addr{})
 		e.line.insert(w, time.Now())
 		e.wakeLocked(false)
 		if len(e.line.waiters) != 0 {

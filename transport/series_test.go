@@ -20,12 +20,14 @@ type choosy struct {
 	early    bool
 }
 
-func (c choosy) Patience(full bool, connecting time.Duration) (time.Duration, bool) {
+func (c choosy) Patience(full bool, since time.Duration) (time.Duration, bool) {
 	if full {
 		return 0, true
 	}
-	return max(c.patience-connecting, 0), c.patience > 0
+	return max(c.patience-since, 0), c.patience > 0
 }
+
+func (c choosy) Since() time.Time { return time.Now() }
 
 func (c choosy) Early() bool { return c.early }
 
@@ -320,4 +322,82 @@ func TestPatience(t *testing.T) {
 	if n := l.Accepted(); n != 1 {
 		t.Errorf("%d connections", n)
 	}
+}
+
+// asked is a caller that tells how it is asked how long it waits, and waits as long as it is told.
+type asked struct {
+	caller
+	came    time.Time
+	waited  chan time.Duration
+	answers chan time.Duration
+}
+
+func (a asked) Since() time.Time { return a.came }
+func (a asked) Early() bool      { return false }
+
+func (a asked) Patience(_ bool, since time.Duration) (time.Duration, bool) {
+	if since == 0 {
+		return time.Millisecond, true
+	}
+	a.waited <- since
+	return <-a.answers, true
+}
+
+// TestAskedAgain: a call that waits for a stream is asked again and again whether it waits on, and keeps its place meanwhile.
+func TestAskedAgain(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: time.Minute})
+	open(t, e)
+	c := <-accepted
+	a := asked{came: time.Now(), waited: make(chan time.Duration), answers: make(chan time.Duration)}
+	result := make(chan *Error, 1)
+	opened := make(chan *h2.Stream, 1)
+	call := func() {
+		go func() {
+			s, err := e.Open(a, request(), true, h2.NewBlocking())
+			result <- err
+			opened <- s
+		}()
+	}
+	call()
+	before := time.Duration(0)
+	for range 3 {
+		waited := <-a.waited
+		if waited <= before {
+			t.Errorf("it has waited for %v, and before that for %v", waited, before)
+		}
+		before = waited
+		waiting(t, e, 1)
+		a.answers <- time.Millisecond
+	}
+	<-a.waited
+	a.answers <- 0
+	wantKind(t, <-result, KindElsewhere)
+	<-opened
+	waiting(t, e, 0)
+
+	call()
+	<-a.waited
+	later := openLater(e)
+	waiting(t, e, 2)
+	a.answers <- time.Minute
+	answer(c, c.ExpectHeaders().Stream)
+	wantOpened(t, result)
+	waiting(t, e, 1)
+	(<-opened).Conn().Flush()
+	answer(c, c.ExpectHeaders().Stream)
+	wantOpened(t, later)
+}
+
+// TestWaitsOnce: a call without a deadline waits for a stream as long as such a call may wait, and not as long at each endpoint.
+func TestWaitsOnce(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	l, accepted := listen(t, maxStreams(1))
+	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: time.Minute})
+	open(t, e)
+	<-accepted
+	a := asked{came: time.Now().Add(-time.Minute), waited: make(chan time.Duration), answers: make(chan time.Duration)}
+	_, err := e.Open(a, request(), true, h2.NewBlocking())
+	wantKind(t, err, KindQueueTimeout)
 }
