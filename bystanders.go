@@ -33,7 +33,7 @@ type cancels struct {
 	budget int // 0: none is counted
 	window time.Duration
 
-	over atomic.Int32 // how many clients were over their budget when last looked at
+	until atomic.Int64 // when the last of those who have spent their budget may share again, in Unix nanoseconds
 
 	mu      sync.Mutex
 	clients map[netip.Addr]*cancelled
@@ -43,7 +43,7 @@ type cancels struct {
 type cancelled struct {
 	since time.Time // when the count began
 	n     int
-	until time.Time // since the budget was spent; zero if it is not
+	until time.Time // when it may share again, if it has spent its budget
 }
 
 // minPrune is how many clients are remembered before old ones are looked for.
@@ -71,43 +71,35 @@ func (c *cancels) note(client netip.Addr, now time.Time) {
 		e.since, e.n = now, 0
 	}
 	if e.n++; e.n > c.budget {
-		if e.until.IsZero() {
-			c.over.Add(1)
-		}
 		e.until = now.Add(c.window)
+		c.until.Store(max(c.until.Load(), e.until.UnixNano()))
 	}
 }
 
 func (c *cancels) pruneLocked(now time.Time) {
 	for client, e := range c.clients {
 		if now.Sub(e.since) > c.window && now.After(e.until) {
-			if !e.until.IsZero() {
-				c.over.Add(-1)
-			}
 			delete(c.clients, client)
 		}
 	}
 	c.prune = 2 * len(c.clients)
 }
 
-// spent tells whether the client has used up its budget. It costs nothing while nobody has.
+// spent tells whether the client has used up its budget. It costs nearly nothing while nobody has.
 func (c *cancels) spent(client netip.Addr) bool {
-	if c.over.Load() == 0 {
+	until := c.until.Load()
+	if until == 0 {
 		return false
 	}
 	now := time.Now()
+	if now.UnixNano() > until {
+		c.until.CompareAndSwap(until, 0)
+		return false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.clients[client]
-	if e == nil || e.until.IsZero() {
-		return false
-	}
-	if now.After(e.until) {
-		e.until = time.Time{}
-		c.over.Add(-1)
-		return false
-	}
-	return true
+	return e != nil && !e.until.IsZero() && !now.After(e.until)
 }
 
 // gaveUp tells whether the client, or a deadline that it has set, ended the call: to the upstream that is a RST_STREAM, if it has
