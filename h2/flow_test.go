@@ -379,7 +379,8 @@ func TestHugeConnectionWindow(t *testing.T) {
 func TestWindowGrowthUnderPressure(t *testing.T) {
 	done := make(chan struct{})
 	fast := &watched{sink: sink{done: done}}
-	client, server := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30}, func(*Stream, []Field, bool) Receiver { return fast })
+	client, server := pair(t, Config{}, Config{InitialConnWindow: 1 << 30, MaxConnWindow: 1 << 30, Budget: budgetOf(t, 1<<30)},
+		func(*Stream, []Field, bool) Receiver { return fast })
 	until(t, "credit", func() bool { client.mu.Lock(); defer client.mu.Unlock(); return client.sendWin > 1<<28 })
 	server.mu.Lock()
 	server.held += calmHeld + 1 // for others
@@ -393,6 +394,7 @@ func TestWindowGrowthUnderPressure(t *testing.T) {
 	server.mu.Lock()
 	defer server.mu.Unlock()
 	server.held -= calmHeld + 1
+	server.chargeLocked()
 	if w := fast.window; w != protocolWindow {
 		t.Errorf("the stream's window is %d", w)
 	}
