@@ -43,6 +43,9 @@ func (b *backoff) resetLocked() {
 	*b = backoff{}
 }
 
+// endLocked ends the series of delays. The next failure begins another outage, which is told of, whatever its reason.
+func (b *backoff) endLocked() { b.failures, b.told = 0, "" }
+
 // delay is the wait after the n-th failure in a row, n from 1, before jitter.
 func backoffDelay(n int) time.Duration {
 	if n > 7 {
@@ -56,7 +59,7 @@ func (e *Endpoint) delayLocked(err *Error) {
 	b := &e.backoff
 	for _, c := range *e.conns.Load() {
 		if b.failures > 0 && c.proven() {
-			b.failures = 0
+			b.endLocked()
 		}
 	}
 	if b.failures++; b.failures == 1 {
@@ -147,7 +150,7 @@ func (e *Endpoint) lostLocked(c *conn, err *h2.Error) {
 		return
 	}
 	if c.proven() {
-		e.backoff.failures = 0
+		e.backoff.endLocked()
 		e.replaceLocked(c)
 		return
 	}

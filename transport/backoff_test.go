@@ -106,6 +106,37 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// TestOutages: each outage is told of, though the reason is that of the last one.
+func TestOutages(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	core, logs := observer.New(zap.InfoLevel)
+	addr := "127.0.0.1:0"
+	var e *Endpoint
+	for round := range 3 {
+		inner, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Skipf("the port was taken by somebody else: %v", err)
+		}
+		if addr = inner.Addr().String(); e == nil {
+			e = endpoint(t, addr, Config{Logger: zap.New(core)})
+		}
+		end := make(chan struct{})
+		wiretest.ListenOn(t, inner).Serve(func(c *wiretest.Conn) {
+			answer(c, c.ExpectHeaders().Stream)
+			<-end
+			c.Close()
+		})
+		eventually(t, "connected", func() bool { e.Retry(); return e.Conns() == 1 })
+		_, b := open(t, e)
+		wantEnd(t, b)
+		inner.Close()
+		close(end)
+		eventually(t, "the outage is told of", func() bool {
+			return logs.FilterMessage("cannot connect to upstream").FilterLevelExact(zap.WarnLevel).Len() == round+1
+		})
+	}
+}
+
 // TestSuspect: a connection that is perhaps dead takes no new streams; those on it may go on.
 func TestSuspect(t *testing.T) {
 	wiretest.CheckLeaks(t)

@@ -402,7 +402,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 			e.replaceLocked(c)
 		}
 	case !c.made.IsZero() && c.proven():
-		e.backoff.failures = 0 // it was on its way out, and has served its last streams
+		e.backoff.endLocked() // it was on its way out, and has served its last streams
 	}
 	unused := e.unusedLocked()
 	e.mu.Unlock()
