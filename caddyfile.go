@@ -240,7 +240,7 @@ func (p *parser) subdirective() error {
 	case "exit_timeout":
 		return p.duration(&h.ExitTimeout)
 	case "stream_memory_limit":
-		return p.sizeUpTo(&h.StreamMemoryLimit, 1<<40, "1TiB")
+		return p.sizeUpTo(&h.StreamMemoryLimit, 1<<40, "1TiB", "256MiB")
 	case "cancel_budget":
 		return p.integerOrOff(&h.CancelBudget)
 	case "cancel_window":

@@ -301,16 +301,16 @@ func (p *parser) text(v *string) error {
 	return nil
 }
 
-func (p *parser) size(v *int64) error { return p.sizeUpTo(v, 1<<30, "1GiB") }
+func (p *parser) size(v *int64) error { return p.sizeUpTo(v, 1<<30, "1GiB", "64KiB") }
 
-func (p *parser) sizeUpTo(v *int64, most uint64, text string) error {
+func (p *parser) sizeUpTo(v *int64, most uint64, text, example string) error {
 	name, arg, err := p.one()
 	if err != nil {
 		return err
 	}
 	n, err := humanize.ParseBytes(arg)
 	if err != nil || n == 0 || n > most {
-		return p.Errf("%s: %q is not a size up to %s; write 64KiB, say", name, arg, text)
+		return p.Errf("%s: %q is not a size up to %s; write %s, say", name, arg, text, example)
 	}
 	*v = int64(n)
 	return nil
