@@ -350,7 +350,7 @@ func TestTimeouts(t *testing.T) {
 		over(t, c, EnhanceYourCalm, "unfinished header block")
 	})
 	t.Run("all is well", func(t *testing.T) {
-		c, p := serverAgainst(t, short, acceptEcho)
+		c, p := serverAgainst(t, Config{SettingsTimeout: time.Second}, acceptEcho) // a machine may stand still for longer than short
 		p.ExpectSettingsAck()
 		until(t, "acknowledged", func() bool { return c.Stats().SettingsAcked })
 		until(t, "the timer has come and gone", func() bool { return timerAt(c) == 0 })
@@ -367,7 +367,9 @@ func timerAt(c *Conn) int64 {
 func TestKeepalive(t *testing.T) {
 	cfg := Config{PingInterval: 30 * time.Millisecond, PingTimeout: 50 * time.Millisecond}
 	t.Run("answered", func(t *testing.T) {
-		c, p := clientAgainst(t, cfg)
+		patient := cfg
+		patient.PingTimeout = 5 * time.Second // the peer may have to wait for its turn to answer
+		c, p := clientAgainst(t, patient)
 		mustOpen(t, c, true, newRecorder(t))
 		c.Flush()
 		for range 5 {
