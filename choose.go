@@ -54,6 +54,7 @@ func (x *exchange) connected(index int, in selection.PickInfo) int {
 			return other
 		}
 	}
+	x.Since() // or the dial may be over before the call waits for it
 	if x.cur.Endpoints[index].Connect() || !x.cur.AnyWillDo {
 		return index
 	}

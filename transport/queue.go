@@ -65,7 +65,7 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 		}
 		if !stays {
 			var err *Error
-			if limit, err = e.queue(w, again, choosy); err != nil {
+			if limit, err = e.queue(w, again, choosy, since); err != nil {
 				return nil, err
 			}
 		}
@@ -129,11 +129,11 @@ func (e *Endpoint) stays(choosy Choosy, waited time.Duration) (d time.Duration, 
 }
 
 // queue puts the call into the line. It returns how long it waits there at most, or why it does not.
-func (e *Endpoint) queue(w *waiter, again bool, choosy Choosy) (limit time.Duration, _ *Error) {
+func (e *Endpoint) queue(w *waiter, again bool, choosy Choosy, since time.Time) (limit time.Duration, _ *Error) {
 	limit = math.MaxInt64
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err := e.mayWaitLocked(); err != nil {
+	if err := e.mayWaitLocked(since); err != nil {
 		return 0, err
 	}
 	full := len(*e.conns.Load()) > 0
@@ -200,12 +200,17 @@ func (e *Endpoint) gaveUp() *Error {
 	return &Error{Kind: KindCanceled, Side: SideDownstream, Unprocessed: true, Endpoint: e.Address(), Err: errors.New("the client gave up")}
 }
 
-// mayWaitLocked tells whether a call may queue, or why not: after a failed dial nothing is to be expected soon.
-func (e *Endpoint) mayWaitLocked() *Error {
-	if b := &e.backoff; len(*e.conns.Load()) == 0 && !e.dialing && b.activeLocked() && b.last != nil && !b.paused {
-		return &Error{Kind: KindBackoff, Unprocessed: true, Endpoint: e.Address(), Err: errBackoff(b.last)}
+// mayWaitLocked tells whether a call that has looked for a stream since then may queue, or why not: after a failed dial nothing is
+// to be expected soon. If that was begun for the call it is what the call gets, as if it had waited for it.
+func (e *Endpoint) mayWaitLocked(since time.Time) *Error {
+	b := &e.backoff
+	switch {
+	case len(*e.conns.Load()) > 0 || e.dialing || !b.activeLocked() || b.last == nil || b.paused:
+		return nil
+	case !e.dialled.Before(since):
+		return b.last
 	}
-	return nil
+	return &Error{Kind: KindBackoff, Unprocessed: true, Endpoint: e.Address(), Err: errBackoff(b.last)}
 }
 
 // roomLocked is how many streams can be opened now, or most if these are more.

@@ -401,3 +401,27 @@ func TestWaitsOnce(t *testing.T) {
 	_, err := e.Open(a, request(), true, h2.NewBlocking())
 	wantKind(t, err, KindQueueTimeout)
 }
+
+// TestVerdictBeforeTheWait: a dial that was begun for a call and has failed before the call waits for it is what the call gets,
+// and no call's that comes later.
+func TestVerdictBeforeTheWait(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	e := endpoint(t, free.Addr().String(), Config{})
+	came := time.Now()
+	if !e.Connect() {
+		t.Fatal("not dialled")
+	}
+	eventually(t, "the dial has failed", func() bool { return failures(e) > 0 && !e.Dialing() })
+	e.mu.Lock()
+	e.backoff.until = time.Now().Add(time.Minute) // however long the machine takes
+	e.mu.Unlock()
+	_, terr := e.Open(asked{caller: patient, came: came}, request(), true, h2.NewBlocking())
+	wantKind(t, terr, KindDial)
+	_, terr = e.Open(asked{caller: patient, came: time.Now()}, request(), true, h2.NewBlocking())
+	wantKind(t, terr, KindBackoff)
+}
