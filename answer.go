@@ -203,10 +203,7 @@ func answerType(r *http.Request) []string { return slices.Clone(r.Header["Conten
 
 // annotate adds what the policy wants the client to know.
 func (x *exchange) annotate(header http.Header) {
-	a := x.att
-	if a.view.Annotator != nil {
-		a.view.Annotator.Annotate(&x.call, a.index, header.Add)
-	}
+	x.att.pick.Annotate(&x.call, header.Add)
 }
 
 // headerDown applies the configured changes to the response's leading metadata.

@@ -17,8 +17,8 @@ import (
 // attempt is one try of a call on one endpoint. It receives what the upstream sends, on the connection's reader.
 type attempt struct {
 	x      *exchange
-	view   *cluster.View // that index belongs to
-	index  int           // of the endpoint in the view
+	view   *cluster.View // that the pick belongs to
+	pick   selection.Pick
 	end    *transport.Endpoint
 	conns  *transport.Endpoint // end, or the part of it that has the connections for this call
 	stream *h2.Stream
@@ -49,7 +49,7 @@ func (x *exchange) begin() *failure {
 		if x.cur.Starting != nil && x.await(x.cur.Starting, nil) {
 			continue
 		}
-		i, ok := x.choose()
+		pick, ok := x.choose()
 		if !ok && len(x.passed) == 0 && x.lastErr != nil && x.lastErr.Sent && !x.again {
 			// gRFC A6: a call that left but was certainly not processed may be sent once more, even to the same
 			// endpoint (a server that restarts gracefully, say).
@@ -61,7 +61,7 @@ func (x *exchange) begin() *failure {
 			return x.exhausted()
 		}
 		if !ok && (len(x.passed) == 0 || x.insists) {
-			i, ok = x.connecting()
+			pick, ok = x.connecting()
 		}
 		if !ok && len(x.passed) > 0 {
 			x.passed, x.insists = x.passed[:0], true // none is better than those
@@ -84,9 +84,9 @@ func (x *exchange) begin() *failure {
 			}
 			continue
 		}
-		err, ok := x.try(i)
+		err, ok := x.try(pick)
 		if !ok { // taken by another call meanwhile
-			x.tried = append(x.tried, i)
+			x.tried = append(x.tried, pick.Index)
 			continue
 		}
 		if err == nil {
@@ -99,22 +99,22 @@ func (x *exchange) begin() *failure {
 			return x.cutOr(clientGone())
 		}
 		if err.Kind == transport.KindElsewhere {
-			x.passed = append(x.passed, i)
+			x.passed = append(x.passed, pick.Index)
 			continue
 		}
 		x.lastErr = err
-		x.tried = append(x.tried, i)
+		x.tried = append(x.tried, pick.Index)
 		x.logAttempt(err)
 	}
 }
 
 // try opens a stream on the endpoint. It returns false if the endpoint does not take the call.
-func (x *exchange) try(i int) (_ *transport.Error, ok bool) {
+func (x *exchange) try(pick selection.Pick) (_ *transport.Error, ok bool) {
 	a := &x.firstTry
 	if a.x != nil {
 		a = new(attempt)
 	}
-	*a = attempt{x: x, view: x.cur, index: i, end: x.cur.Endpoints[i]}
+	*a = attempt{x: x, view: x.cur, pick: pick, end: x.cur.Endpoints[pick.Index]}
 	if !a.begin() {
 		return nil, false
 	}
@@ -352,7 +352,7 @@ func (x *exchange) retry(err *transport.Error) *failure {
 	x.refused = x.refused || refused
 	x.logAttempt(err)
 	x.since = time.Time{}
-	x.tried = append(x.tried, a.index) // x.cur is still a.view: only begin changes it
+	x.tried = append(x.tried, a.pick.Index) // x.cur is still a.view: only begin changes it
 	return x.begin()
 }
 

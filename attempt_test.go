@@ -83,7 +83,7 @@ func (c *counting) Build(s *upstream.Snapshot) selection.Picker {
 	return countingPicker{c.RoundRobin.Build(s), c}
 }
 
-func (p countingPicker) Pick(in selection.PickInfo) (int, bool) {
+func (p countingPicker) Pick(in selection.PickInfo) (selection.Pick, bool) {
 	if p.asked.Add(1) == p.often {
 		close(p.all)
 	}

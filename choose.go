@@ -22,21 +22,21 @@ const (
 
 // choose asks the picker for an endpoint that can take the call now. If there is none, but some of which only all streams
 // are taken, the call is to wait for one of these.
-func (x *exchange) choose() (index int, ok bool) {
+func (x *exchange) choose() (pick selection.Pick, ok bool) {
 	in := x.pickInfo()
 	if len(x.passed) > 0 {
 		in.Tried = slices.Concat(x.tried, x.passed)
 	}
-	if index, ok = x.cur.Picker.Pick(in); !ok && slices.ContainsFunc(x.cur.Live(), isFull) {
+	if pick, ok = x.cur.Picker.Pick(in); !ok && slices.ContainsFunc(x.cur.Live(), isFull) {
 		in.Disregard |= upstream.NoRoom
-		if index, ok = x.cur.Picker.Pick(in); ok {
+		if pick, ok = x.cur.Picker.Pick(in); ok {
 			x.insists = true
 		}
 	}
-	if !ok || x.cur.Endpoints[index].Ready() {
-		return index, ok
+	if !ok || x.cur.Endpoints[pick.Index].Ready() {
+		return pick, ok
 	}
-	return x.connected(index, in), true
+	return x.connected(pick, in), true
 }
 
 func isFull(e *transport.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
@@ -44,30 +44,30 @@ func isFull(e *transport.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
 // connected has the endpoint connected to. An endpoint is usable when its SETTINGS have come, and whether they ever will is not
 // known. One call waits for that, for a moment; others get an endpoint that is connected, if the policy does not mind. A call that has
 // waited in vain goes back to what is connected to meanwhile, rather than wait for the next one.
-func (x *exchange) connected(index int, in selection.PickInfo) int {
+func (x *exchange) connected(pick selection.Pick, in selection.PickInfo) selection.Pick {
 	in.Connected = true
 	if len(x.passed) > 0 && !x.back {
 		again := in
 		again.Tried = x.tried
-		if other, ok := x.cur.Picker.Pick(again); ok && slices.Contains(x.passed, other) {
+		if other, ok := x.cur.Picker.Pick(again); ok && slices.Contains(x.passed, other.Index) {
 			x.back = true // once: where the call has connections of its own these may not be there yet
 			return other
 		}
 	}
 	x.Since() // or the dial may be over before the call waits for it
-	if x.cur.Endpoints[index].Connect() || !x.cur.AnyWillDo {
-		return index
+	if x.cur.Endpoints[pick.Index].Connect() || !pick.AnyWillDo {
+		return pick
 	}
 	other, ok := x.cur.Picker.Pick(in)
-	if live := x.cur.Snapshot.Endpoints; ok && live[other].Priority == live[index].Priority {
+	if live := x.cur.Snapshot.Endpoints; ok && live[other.Index].Priority == live[pick.Index].Priority {
 		return other
 	}
-	return index
+	return pick
 }
 
 // connecting finds an endpoint that is in backoff, and good apart from that, and is being dialled again. All such are asked to
 // be dialled: the call has nowhere else to go. It waits for the verdict, as long as it may wait for any connection.
-func (x *exchange) connecting() (index int, ok bool) {
+func (x *exchange) connecting() (pick selection.Pick, ok bool) {
 	ignore := x.pickInfo().Disregard | upstream.Backoff | upstream.NoRoom
 	for i, e := range x.cur.Live() {
 		s := e.State
@@ -78,10 +78,10 @@ func (x *exchange) connecting() (index int, ok bool) {
 			continue
 		}
 		if e.For(x.call.ClientIP).Ask() && !ok {
-			index, ok = i, true
+			pick, ok = selection.InterestIn(x.cur.Picker, i), true
 		}
 	}
-	return index, ok
+	return pick, ok
 }
 
 // Client implements transport.Client.
@@ -123,10 +123,10 @@ func (x *exchange) roomElsewhere() bool {
 		return true
 	}
 	x.mu.Lock()
-	here := x.att.index
+	here := x.att.pick.Index
 	x.mu.Unlock()
-	i, ok := x.cur.Picker.Pick(x.pickInfo())
-	return ok && i != here
+	pick, ok := x.cur.Picker.Pick(x.pickInfo())
+	return ok && pick.Index != here
 }
 
 // Early implements transport.Choosy: there is no better endpoint than one whose SETTINGS have not come.

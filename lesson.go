@@ -39,7 +39,7 @@ func (a *attempt) begin() bool {
 		}
 		a.end.State.Begin()
 	}
-	needs := &a.view.Needs
+	needs := a.pick.Needs()
 	if needs.Attempts || a.timesAnswer() {
 		a.lesson.start = time.Now()
 	}
@@ -50,7 +50,7 @@ func (a *attempt) begin() bool {
 }
 
 // timesAnswer tells whether anybody wants to know how long the answer's first message takes.
-func (a *attempt) timesAnswer() bool { return a.view.Needs.FirstMessage || a.x.h.observes.latency }
+func (a *attempt) timesAnswer() bool { return a.pick.Needs().FirstMessage || a.x.h.observes.latency }
 
 // asked notes that a piece of the request was sent.
 func (a *attempt) asked() {
@@ -69,9 +69,7 @@ func (a *attempt) responded(yes bool) {
 	if a.timesAnswer() {
 		served := time.Since(l.start) - time.Duration(l.asked.Load())
 		l.served.Store(int64(served))
-		if a.view.Needs.FirstMessage {
-			a.view.Learner.Responded(a.index, served)
-		}
+		a.pick.Responded(served)
 	}
 	if l.trial != 0 {
 		a.x.h.HealthChecks.Responded(a.end.State, l.trial)
@@ -87,7 +85,7 @@ func (a *attempt) worked(messages int64, bytes int) {
 
 // takeReport returns the fields without the load report, which it keeps, if the policy wants that.
 func (a *attempt) takeReport(fields []h2.Field) []h2.Field {
-	needs := &a.view.Needs
+	needs := a.pick.Needs()
 	if !needs.LoadReports {
 		return fields
 	}
@@ -192,7 +190,7 @@ func endedBy(err error, otherwise call.EndedBy) call.EndedBy {
 
 // isStudied tells whether anybody wants to know how the attempt went.
 func (a *attempt) isStudied() bool {
-	return a.view.Needs.Attempts || a.x.h.observes.attempts || a.lesson.trial != 0
+	return a.pick.Needs().Attempts || a.x.h.observes.attempts || a.lesson.trial != 0
 }
 
 func (a *attempt) teach(r *call.Attempt) {
@@ -203,8 +201,6 @@ func (a *attempt) teach(r *call.Attempt) {
 		r.Start, r.Latency = l.start, time.Since(l.start)
 		r.Served = time.Duration(l.served.Load())
 	}
-	if a.view.Needs.Attempts {
-		a.view.Learner.Done(a.index, r)
-	}
+	a.pick.Done(r)
 	a.x.h.HealthChecks.Observe(a.end.State, r, l.trial)
 }

@@ -131,8 +131,9 @@ func addIfAny(f []h2.Field, name, value string) []h2.Field {
 // endpoint is what the source says of the attempt's endpoint.
 func (a *attempt) endpoint() *upstream.Endpoint {
 	s := a.view.Snapshot
-	if n := len(s.Endpoints); a.index >= n {
-		return &s.Draining[a.index-n]
+	i := a.pick.Index
+	if n := len(s.Endpoints); i >= n {
+		return &s.Draining[i-n]
 	}
-	return &s.Endpoints[a.index]
+	return &s.Endpoints[i]
 }

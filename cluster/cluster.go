@@ -18,13 +18,8 @@ import (
 
 // View is what a call needs to find its endpoint. It is immutable and replaced as a whole.
 type View struct {
-	Picker selection.Picker
-	// Learner is the picker, if it learns; Needs is what from.
-	Learner selection.Learner
-	Needs   selection.Needs
-	// Annotator is the picker, if it adds to answers.
-	Annotator selection.Annotator
-	Snapshot  *upstream.Snapshot
+	Picker   selection.Picker
+	Snapshot *upstream.Snapshot
 	// Endpoints are by upstream.Endpoint.Index: the live ones and then those that drain.
 	Endpoints []*transport.Endpoint
 	// Pending is closed when what the view still lacks is known: the first list of a source. Nil if nothing is missing.
@@ -36,8 +31,6 @@ type View struct {
 	Starting <-chan struct{}
 	// Panic: so few endpoints are healthy that health is to be disregarded.
 	Panic bool
-	// AnyWillDo: the policy does not mind which endpoint of a priority gets a call (selection.Indifferent).
-	AnyWillDo bool
 
 	used []bool // by the policy, by index; nil: all live ones
 }
@@ -274,7 +267,7 @@ func (c *Cluster) publishLocked() {
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
 		Draining:   make([]upstream.Endpoint, len(draining)),
 	}
-	v := &View{Snapshot: s, AnyWillDo: selection.Indifferent(c.cfg.Policy), Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
+	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
 	for _, part := range []struct {
 		members []*member
 		out     []upstream.Endpoint
@@ -290,10 +283,6 @@ func (c *Cluster) publishLocked() {
 	c.warmLocked(s)
 	c.panicLocked(v)
 	v.Picker = c.cfg.Policy.Build(s)
-	if l, ok := v.Picker.(selection.Learner); ok {
-		v.Learner, v.Needs = l, l.Needs()
-	}
-	v.Annotator, _ = v.Picker.(selection.Annotator)
 	for _, src := range c.sources {
 		if src.err != nil && !src.found {
 			v.Err = fmt.Errorf("%s: %w", src.Name, src.err)

@@ -44,37 +44,52 @@ func (*diary) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (p *diary) Build(s *upstream.Snapshot) selection.Picker {
 	notes.mu.Lock()
 	defer notes.mu.Unlock()
-	return &diaryPicker{p.first.Build(s), notes.needs, s}
+	return &diaryPicker{p.first.Build(s), s, &selection.Audience{Learner: p, Needs: notes.needs, Annotator: p}}
 }
 
 type diaryPicker struct {
-	selection.Picker
-	needs selection.Needs
-	s     *upstream.Snapshot
+	first    selection.Picker
+	s        *upstream.Snapshot
+	audience *selection.Audience
 }
 
-func (p *diaryPicker) Needs() selection.Needs { return p.needs }
+// page is the token of an endpoint's picks.
+func page(index int) uint64 { return 1000 + uint64(index) }
 
-func (p *diaryPicker) Responded(index int, latency time.Duration) {
+func (p *diaryPicker) Pick(in selection.PickInfo) (selection.Pick, bool) {
+	pick, ok := p.first.Pick(in)
+	pick.Audience, pick.Token = p.audience, page(pick.Index)
+	return pick, ok
+}
+
+func (p *diaryPicker) Interests(f func(selection.Pick)) {
+	for i := range p.s.Endpoints {
+		index := p.s.Endpoints[i].Index
+		f(selection.Pick{Index: index, Audience: p.audience, Token: page(index)})
+	}
+}
+
+func (*diary) Responded(_ selection.Pick, latency time.Duration) {
 	notes.mu.Lock()
 	defer notes.mu.Unlock()
 	notes.responded = append(notes.responded, latency)
 }
 
-func (p *diaryPicker) Done(index int, a *call.Attempt) {
+func (*diary) Done(p selection.Pick, a *call.Attempt) {
 	notes.mu.Lock()
 	defer notes.mu.Unlock()
-	n := note{index: index, Attempt: *a}
+	n := note{index: p.Index, token: p.Token, Attempt: *a}
 	n.LoadReport = slices.Clone(a.LoadReport)
 	notes.done = append(notes.done, n)
 }
 
-func (p *diaryPicker) Annotate(c *call.Call, index int, add func(name, value string)) {
-	add("x-picked", fmt.Sprint(index, " ", c.Method))
+func (*diary) Annotate(c *call.Call, p selection.Pick, add func(name, value string)) {
+	add("x-picked", fmt.Sprint(p.Index, " ", c.Method))
 }
 
 type note struct {
 	index int
+	token uint64
 	call.Attempt
 }
 
@@ -208,8 +223,8 @@ func TestLearner(t *testing.T) {
 					g.SentMessages != w.SentMessages || g.ReceivedMessages != w.ReceivedMessages {
 					t.Errorf("attempt %d: %+v, want %+v", i, g, w)
 				}
-				if g.index != i || g.Start.IsZero() || g.Latency <= 0 || g.Latency > time.Minute {
-					t.Errorf("attempt %d: index %d, start %v, latency %v", i, g.index, g.Start, g.Latency)
+				if g.index != i || g.token != page(i) || g.Start.IsZero() || g.Latency <= 0 || g.Latency > time.Minute {
+					t.Errorf("attempt %d: index %d, token %d, start %v, latency %v", i, g.index, g.token, g.Start, g.Latency)
 				}
 			}
 			if tc.name != "deadline" && len(responded) != tc.responded {
@@ -281,6 +296,36 @@ func TestAnnotator(t *testing.T) {
 	}
 	if got := header["x-picked"]; !slices.Equal(got, []string{"0 UnimplementedCall"}) {
 		t.Errorf("Trailers-Only: %q", got)
+	}
+}
+
+// TestLearnerWithin: a policy of another module hears of the calls of a session too, which sticky has chosen, and adds to their
+// answers.
+func TestLearnerWithin(t *testing.T) {
+	wiretest.CheckLeaks(t)
+	freshDiary(selection.Needs{Attempts: true})
+	a, b := backendtest.Start(t, backendtest.Options{}), backendtest.Start(t, backendtest.Options{})
+	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + a.Addr() + " " + b.Addr() + " {\n\tlb_policy sticky {\n\t\tmetadata x-session\n\t\tfallback diary\n\t}\n}"})
+	c := client(t, p.H2C)
+	ctx := within(t, timeout)
+	for i := range 3 {
+		var header metadata.MD
+		if _, err := c.EmptyCall(ctx, new(testgrpc.Empty), grpc.Header(&header)); err != nil {
+			t.Fatal(err)
+		}
+		if got := header["x-picked"]; !slices.Equal(got, []string{"0 EmptyCall"}) {
+			t.Errorf("call %d: the policy within added %q", i, got)
+		}
+		token := header["x-session"]
+		if (len(token) == 1) != (i == 0) {
+			t.Fatalf("call %d: tokens %q", i, token)
+		}
+		if i == 0 {
+			ctx = metadata.AppendToOutgoingContext(ctx, "x-session", token[0])
+		}
+		if done, _ := read(t, i+1); done[i].index != 0 || done[i].token != page(0) {
+			t.Errorf("call %d: the policy within heard of %+v", i, done[i])
+		}
 	}
 }
 

@@ -113,24 +113,22 @@ func ourCaller(t *testing.T, list []*counted, policy selection.Policy) caller {
 		clients = append(clients, dialTo(t, c.addr))
 	}
 	picker := policy.Build(s)
-	learner, _ := picker.(selection.Learner)
 	return func(ctx context.Context) error {
-		i, ok := picker.Pick(selection.PickInfo{})
+		pick, ok := picker.Pick(selection.PickInfo{})
 		if !ok {
 			t.Error("nothing picked")
 		}
+		i := pick.Index
 		state := s.Endpoints[i].State
 		state.Begin()
 		defer state.End()
 		var trailer grpcmetadata.MD
 		_, err := clients[i].Check(ctx, new(healthgrpc.HealthCheckRequest), grpc.Trailer(&trailer), grpc.WaitForReady(true))
-		if learner != nil {
-			a := new(call.Attempt)
-			if v := trailer.Get("endpoint-load-metrics-bin"); len(v) > 0 {
-				a.LoadReport = []byte(v[0])
-			}
-			learner.Done(i, a)
+		a := new(call.Attempt)
+		if v := trailer.Get("endpoint-load-metrics-bin"); len(v) > 0 {
+			a.LoadReport = []byte(v[0])
 		}
+		pick.Done(a)
 		return err
 	}
 }

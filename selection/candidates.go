@@ -21,7 +21,7 @@ func randN(n int) int {
 }
 
 // candidates are the endpoints of a snapshot, or of a part of one, as pickers see them: side by side for the sake of the
-// processor's caches. Pickers work with places in it; only what they return is an endpoint's index.
+// processor's caches. Pickers work with places in it; only what they return has an endpoint's index.
 type candidates struct {
 	states []*upstream.State
 	// indexes are the endpoints' by place; nil where each is its place.
@@ -78,12 +78,12 @@ func (c *candidates) openFor(place int, in *PickInfo) bool {
 	return in.usable(c.states[place]) && (len(in.Tried) == 0 || !slices.Contains(in.Tried, c.index(place)))
 }
 
-// result is what a picker returns for the place that it chose.
-func (c *candidates) result(place int, ok bool) (index int, _ bool) {
+// result is what a picker returns that does not mind which endpoint it is.
+func (c *candidates) result(place int, ok bool) (Pick, bool) {
 	if !ok {
-		return 0, false
+		return Pick{}, false
 	}
-	return c.index(place), true
+	return Pick{Index: c.index(place), AnyWillDo: true}, true
 }
 
 // maxDraws is how often draw tries its luck. If half of the endpoints are open, one draw in 65,536 goes on to scan.

@@ -7,6 +7,12 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
+// pick returns the index of what is picked.
+func pick(p Picker, in PickInfo) (index int, ok bool) {
+	picked, ok := p.Pick(in)
+	return picked.Index, ok
+}
+
 // script makes randUint64 return, for each index, a number that draws it from n endpoints.
 func script(t *testing.T, n int, indexes ...int) (left func() int) {
 	t.Helper()
@@ -78,7 +84,7 @@ func TestLeastRequestDraws(t *testing.T) {
 				left = left[1:]
 				return math.MaxUint64/uint64(d.of)*uint64(d.place) + math.MaxUint64/uint64(2*d.of) // The middle of its range.
 			}
-			if got, ok := p.Pick(PickInfo{Tried: tt.tried}); !ok || got != tt.want || len(left) != 0 {
+			if got, ok := pick(p, PickInfo{Tried: tt.tried}); !ok || got != tt.want || len(left) != 0 {
 				t.Errorf("picked %d, %v, %d draws left; want %d %s", got, ok, len(left), tt.want, tt.comment)
 			}
 		})
@@ -100,7 +106,7 @@ func TestLeastRequestAvoidsHung(t *testing.T) {
 				s.Endpoints[1].Weight = weight // drawn nearly always
 				p := (&LeastRequest{ChoiceCount: choices}).Build(s)
 				for range 1000 {
-					if i, ok := p.Pick(PickInfo{}); !ok || i == 1 {
+					if i, ok := pick(p, PickInfo{}); !ok || i == 1 {
 						t.Fatalf("%d endpoints, %d choices, weight %d: picked %d, %v", n, choices, weight, i, ok)
 					}
 				}
@@ -162,7 +168,7 @@ func TestRoundRobinSequence(t *testing.T) {
 	p := (*RoundRobin)(nil).Build(s)
 	pick := func(tried ...int) int {
 		t.Helper()
-		i, ok := p.Pick(PickInfo{Tried: tried})
+		i, ok := pick(p, PickInfo{Tried: tried})
 		if !ok {
 			t.Fatal("nothing picked")
 		}
@@ -195,7 +201,7 @@ func TestLeastConn(t *testing.T) {
 	p := new(LeastConn).Build(snapshot(3, 1, 2))
 	for range 20 {
 		for want, tried := range map[int][]int{1: nil, 2: {1}, 0: {2, 1}} {
-			if got, ok := p.Pick(PickInfo{Tried: tried}); !ok || got != want {
+			if got, ok := pick(p, PickInfo{Tried: tried}); !ok || got != want {
 				t.Fatalf("tried %v: picked %d, %v, want %d", tried, got, ok, want)
 			}
 		}
@@ -224,7 +230,7 @@ func TestLeastRequestBias(t *testing.T) {
 			s.Endpoints[0].Weight, s.Endpoints[1].Weight = 1, 4
 			p := tt.p.Build(s)
 			for range calls {
-				i, ok := p.Pick(PickInfo{})
+				i, ok := pick(p, PickInfo{})
 				if !ok {
 					t.Fatal("nothing picked")
 				}
@@ -248,7 +254,7 @@ func TestWeightedRoundRobinWeights(t *testing.T) {
 		picker := p.Build(s)
 		var c [4]int
 		for range n {
-			i, ok := picker.Pick(PickInfo{})
+			i, ok := pick(picker, PickInfo{})
 			if !ok {
 				t.Fatal("nothing picked")
 			}
@@ -267,7 +273,7 @@ func TestWeightedRoundRobinWeights(t *testing.T) {
 	for _, i := range []int{0, 2, 3} {
 		s.Endpoints[i].State.SetUsable(false)
 	}
-	if i, ok := p.Build(s).Pick(PickInfo{}); ok {
+	if i, ok := pick(p.Build(s), PickInfo{}); ok {
 		t.Errorf("picked %d, whose weight is 0", i)
 	}
 }
@@ -285,7 +291,7 @@ func TestWeightedRoundRobinFewOpen(t *testing.T) {
 	const picks = 20_000
 	n := 0
 	for range picks {
-		i, ok := p.Pick(PickInfo{})
+		i, ok := pick(p, PickInfo{})
 		if !ok || i != 7 && i != 8 {
 			t.Fatalf("picked %d, %v", i, ok)
 		}

@@ -29,13 +29,13 @@ func (*First) Build(s *upstream.Snapshot) Picker { return &first{newCandidates(s
 type first struct{ candidates }
 
 // Pick implements [Picker].
-func (p *first) Pick(in PickInfo) (int, bool) {
+func (p *first) Pick(in PickInfo) (Pick, bool) {
 	for i := range p.states {
 		if p.open(i, &in) {
-			return p.index(i), true
+			return Pick{Index: p.index(i)}, true
 		}
 	}
-	return 0, false
+	return Pick{}, false
 }
 
 var (

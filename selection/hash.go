@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -50,7 +51,8 @@ func (h *hashing) provision(ctx caddy.Context, keys []HashKey, module any, fallb
 	return nil
 }
 
-func (h *hashing) sources() sources { return h.from }
+// KeyHash implements [Keyed].
+func (h *hashing) KeyHash(c *call.Call) (uint64, bool) { return h.from.hash(c) }
 
 // unmarshal reads the policy's name, a key on the same line, and the block; more are the policy's own options.
 func (h *Hashing) unmarshal(d *caddyfile.Dispenser, more options) error {
@@ -77,25 +79,30 @@ type hashed struct {
 	candidates
 	from     sources
 	fallback Picker // Nil: calls without a key get a random one.
+	others   interests
 }
 
 func (h *hashing) hashed(s *upstream.Snapshot) hashed {
 	p := hashed{candidates: newCandidates(s), from: h.from}
 	if h.child != nil {
 		p.fallback = h.child.Build(s)
+		p.others = interestsOf(p.fallback)
 	}
 	return p
 }
 
-// pass lets the fallback take part in what it wants to besides picking.
-func (p *hashed) pass(q Picker, s *upstream.Snapshot) Picker {
-	if p.fallback == nil {
-		return q
+// result is what a picker returns for the place that it chose, by a key or without one. The fallback may be interested in it.
+func (p *hashed) result(place int, ok, keyed bool) (Pick, bool) {
+	if !ok {
+		return Pick{}, false
 	}
-	o := new(owners)
-	o.add(p.fallback, s.Endpoints)
-	return o.pass(q)
+	pick := p.others.in(p.index(place))
+	pick.AnyWillDo = !keyed
+	return pick, true
 }
+
+// Interests implements [Interested].
+func (p *hashed) Interests(f func(Pick)) { Interests(p.fallback, f) }
 
 // hashOrder returns the places of the endpoints in the order of their hash keys, and these: what is built of them does
 // not depend on the order in which a source names them.
@@ -122,7 +129,7 @@ type wheel struct {
 }
 
 // walk returns the first open endpoint from the slot on that has room for one more call.
-func (w *wheel) walk(slot int, h uint64, in *PickInfo) (int, bool) {
+func (w *wheel) walk(slot int, h uint64, in *PickInfo) (place int, ok bool) {
 	var all sums
 	if w.bound != nil {
 		all = w.bound.sums(&w.candidates)
@@ -130,7 +137,7 @@ func (w *wheel) walk(slot int, h uint64, in *PickInfo) (int, bool) {
 	for range min(len(w.slots), maxWalk) {
 		place := int(w.slots[slot])
 		if w.open(place, in) && (w.bound == nil || w.bound.room(all, place, w.states[place].Active())) {
-			return w.index(place), true
+			return place, true
 		}
 		if slot++; slot == len(w.slots) {
 			slot = 0
@@ -141,27 +148,27 @@ func (w *wheel) walk(slot int, h uint64, in *PickInfo) (int, bool) {
 
 // search looks at all endpoints, when an open one with room was looked for in vain where the key would have it. Among
 // several the one with the highest rank for the key is picked; if all are full, the one with the least load.
-func (w *wheel) search(all sums, h uint64, in *PickInfo) (int, bool) {
+func (w *wheel) search(all sums, h uint64, in *PickInfo) (place int, ok bool) {
 	var (
-		best, spare int
-		ok, spared  bool
-		highest     uint64
+		spare   int
+		spared  bool
+		highest uint64
 	)
 	for i, s := range w.states {
 		switch r := mix(h ^ uint64(i)<<32); {
 		case !w.open(i, in):
 		case w.bound == nil || w.bound.room(all, i, s.Active()):
 			if !ok || r > highest {
-				best, highest, ok = i, r, true
+				place, highest, ok = i, r, true
 			}
 		case !spared || w.bound.less(w.states, i, spare):
 			spare, spared = i, true
 		}
 	}
 	if !ok {
-		best, ok = spare, spared
+		return spare, spared
 	}
-	return w.result(best, ok)
+	return place, true
 }
 
 // mixStep is what SplitMix64 adds from one number to the next.

@@ -12,12 +12,12 @@ func TestHashPanicAndServices(t *testing.T) {
 	for _, child := range []Policy{new(RingHash), new(Maglev), new(Rendezvous), &RingHash{BalanceFactor: 125}} {
 		s := parted(4, func(e *upstream.Endpoint) { e.State.SetUsable(false) })
 		p := child.Build(s)
-		if i, ok := p.Pick(PickInfo{}); ok {
+		if i, ok := pick(p, PickInfo{}); ok {
 			t.Errorf("%T: picked %d", child, i)
 		}
 		seen := make(map[int]bool)
 		for range 400 {
-			i, ok := p.Pick(PickInfo{Disregard: upstream.Unhealthy, Tried: []int{2}})
+			i, ok := pick(p, PickInfo{Disregard: upstream.Unhealthy, Tried: []int{2}})
 			if !ok || i == 2 {
 				t.Fatalf("%T: in a panic, picked %d, %v", child, i, ok)
 			}
@@ -31,7 +31,7 @@ func TestHashPanicAndServices(t *testing.T) {
 			e.State.SetServices(map[string]upstream.Service{"pkg.S": {Usable: e.Index == 1}}, nil)
 		}
 		for range 50 {
-			if i, ok := p.Pick(PickInfo{Call: &call.Call{Service: "pkg.S"}}); !ok || i != 1 {
+			if i, ok := pick(p, PickInfo{Call: &call.Call{Service: "pkg.S"}}); !ok || i != 1 {
 				t.Fatalf("%T: picked %d, %v; only 1 serves the service", child, i, ok)
 			}
 		}

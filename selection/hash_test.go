@@ -75,7 +75,7 @@ func assign(p selection.Picker, s *upstream.Snapshot, calls []*call.Call, tried 
 	}
 	got := make([]string, len(calls))
 	for i, c := range calls {
-		if index, ok := p.Pick(selection.PickInfo{Call: c, Tried: tried}); ok {
+		if index, ok := pick(p, selection.PickInfo{Call: c, Tried: tried}); ok {
 			got[i] = address[index]
 		}
 	}
@@ -214,7 +214,7 @@ func TestHashKeyOfEndpoint(t *testing.T) {
 				p := mustLoad(config).Build(snap)
 				var got []int
 				for _, c := range calls {
-					i, _ := p.Pick(selection.PickInfo{Call: c})
+					i, _ := pick(p, selection.PickInfo{Call: c})
 					got = append(got, i)
 				}
 				return got
@@ -273,14 +273,14 @@ func TestHashFallback(t *testing.T) {
 			p := mustLoad(config[:len(config)-1] + "," + fallback + "}").Build(selectiontest.Snapshot(5))
 			for _, c := range []*call.Call{nil, {}, {Metadata: values{}}, {Metadata: values{"k": {""}}}} {
 				for range 20 {
-					if i, ok := p.Pick(selection.PickInfo{Call: c, Tried: []int{0}}); !ok || i != 1 {
+					if i, ok := pick(p, selection.PickInfo{Call: c, Tried: []int{0}}); !ok || i != 1 {
 						t.Fatalf("picked %d, %v, not the first", i, ok)
 					}
 				}
 			}
 			others := 0
 			for _, c := range keyedCalls(50) {
-				if i, _ := p.Pick(selection.PickInfo{Call: c}); i != 0 {
+				if i, _ := pick(p, selection.PickInfo{Call: c}); i != 0 {
 					others++
 				}
 			}
@@ -317,7 +317,7 @@ func TestBoundedLoad(t *testing.T) {
 					p := policy.Build(snap)
 					c := withKey(n)
 					for m := 1; m <= 1000; m++ {
-						i, ok := p.Pick(selection.PickInfo{Call: c})
+						i, ok := pick(p, selection.PickInfo{Call: c})
 						if !ok {
 							t.Fatal("nothing picked")
 						}
@@ -353,7 +353,7 @@ func TestBoundedLoadFollows(t *testing.T) {
 	snap := selectiontest.Snapshot(n)
 	p := mustLoad(config[:len(config)-1] + `,"balance_factor":150}`).Build(snap)
 	c := withKey(1)
-	home, _ := p.Pick(selection.PickInfo{Call: c})
+	home, _ := pick(p, selection.PickInfo{Call: c})
 	// 15 calls are its bound if the others have 10 each.
 	for i := range snap.Endpoints {
 		for range 10 {
@@ -366,13 +366,13 @@ func TestBoundedLoadFollows(t *testing.T) {
 	for range 4 {
 		snap.Endpoints[home].State.Begin()
 	}
-	if i, _ := p.Pick(selection.PickInfo{Call: c}); i != home {
+	if i, _ := pick(p, selection.PickInfo{Call: c}); i != home {
 		t.Errorf("14 calls, average 10: picked %d, not %d", i, home)
 	}
 	for range 3 {
 		snap.Endpoints[home].State.Begin()
 	}
-	if i, _ := p.Pick(selection.PickInfo{Call: c}); i == home {
+	if i, _ := pick(p, selection.PickInfo{Call: c}); i == home {
 		t.Error("17 calls, average 10: it got one more")
 	}
 }
@@ -453,7 +453,7 @@ func BenchmarkBoundedHot(b *testing.B) {
 				p := mustLoad(config[:len(config)-1] + `,"balance_factor":125}`).Build(snap)
 				in := selection.PickInfo{Call: withKey(1)}
 				for range n / 2 {
-					i, _ := p.Pick(in)
+					i, _ := pick(p, in)
 					snap.Endpoints[i].State.Begin()
 				}
 				b.ReportAllocs()

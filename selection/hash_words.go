@@ -7,6 +7,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -19,6 +20,13 @@ func init() {
 	caddy.RegisterModule(new(Query))
 	caddy.RegisterModule(new(Header))
 }
+
+// The keys of those that have no fields.
+var (
+	byPeerIP   = sources{{kind: fromPeerIP}}
+	byClientIP = sources{{kind: fromClientIP}}
+	byURI      = sources{{kind: fromURI}}
+)
 
 // IPHash is `rendezvous` with the key `peer_ip`: the IP address at the other end of the connection.
 type IPHash struct{}
@@ -34,11 +42,10 @@ func (*IPHash) CaddyModule() caddy.ModuleInfo {
 func (*IPHash) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (p *IPHash) Build(s *upstream.Snapshot) Picker {
-	return newRendezvous(&hashing{from: p.sources()}, s)
-}
+func (*IPHash) Build(s *upstream.Snapshot) Picker { return newRendezvous(&hashing{from: byPeerIP}, s) }
 
-func (*IPHash) sources() sources { return sources{{kind: fromPeerIP}} }
+// KeyHash implements [Keyed].
+func (*IPHash) KeyHash(c *call.Call) (uint64, bool) { return byPeerIP.hash(c) }
 
 // ClientIPHash is `rendezvous` with the key `client_ip`: the client's IP address, as told by trusted proxies in front.
 type ClientIPHash struct{}
@@ -54,11 +61,12 @@ func (*ClientIPHash) CaddyModule() caddy.ModuleInfo {
 func (*ClientIPHash) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (p *ClientIPHash) Build(s *upstream.Snapshot) Picker {
-	return newRendezvous(&hashing{from: p.sources()}, s)
+func (*ClientIPHash) Build(s *upstream.Snapshot) Picker {
+	return newRendezvous(&hashing{from: byClientIP}, s)
 }
 
-func (*ClientIPHash) sources() sources { return sources{{kind: fromClientIP}} }
+// KeyHash implements [Keyed].
+func (*ClientIPHash) KeyHash(c *call.Call) (uint64, bool) { return byClientIP.hash(c) }
 
 // URIHash is `rendezvous` with the key `uri`: what the client asks for, which is the RPC's path as a rule.
 type URIHash struct{}
@@ -74,11 +82,10 @@ func (*URIHash) CaddyModule() caddy.ModuleInfo {
 func (*URIHash) UnmarshalCaddyfile(d *caddyfile.Dispenser) error { return parseAlone(d) }
 
 // Build implements [Policy].
-func (p *URIHash) Build(s *upstream.Snapshot) Picker {
-	return newRendezvous(&hashing{from: p.sources()}, s)
-}
+func (*URIHash) Build(s *upstream.Snapshot) Picker { return newRendezvous(&hashing{from: byURI}, s) }
 
-func (*URIHash) sources() sources { return sources{{kind: fromURI}} }
+// KeyHash implements [Keyed].
+func (*URIHash) KeyHash(c *call.Call) (uint64, bool) { return byURI.hash(c) }
 
 // Query is `rendezvous` with the key `query`: a parameter of the URI's query.
 type Query struct {
@@ -168,17 +175,22 @@ func parseNamed(d *caddyfile.Dispenser, name *string, fallback *json.RawMessage)
 
 var (
 	_ Policy                = (*IPHash)(nil)
+	_ Keyed                 = (*IPHash)(nil)
 	_ caddyfile.Unmarshaler = (*IPHash)(nil)
 	_ Policy                = (*ClientIPHash)(nil)
+	_ Keyed                 = (*ClientIPHash)(nil)
 	_ caddyfile.Unmarshaler = (*ClientIPHash)(nil)
 	_ Policy                = (*URIHash)(nil)
+	_ Keyed                 = (*URIHash)(nil)
 	_ caddyfile.Unmarshaler = (*URIHash)(nil)
 	_ Policy                = (*Query)(nil)
+	_ Keyed                 = (*Query)(nil)
 	_ HealthWatcher         = (*Query)(nil)
 	_ LoadReportReceiver    = (*Query)(nil)
 	_ caddy.Provisioner     = (*Query)(nil)
 	_ caddyfile.Unmarshaler = (*Query)(nil)
 	_ Policy                = (*Header)(nil)
+	_ Keyed                 = (*Header)(nil)
 	_ HealthWatcher         = (*Header)(nil)
 	_ LoadReportReceiver    = (*Header)(nil)
 	_ caddy.Provisioner     = (*Header)(nil)

@@ -11,7 +11,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/dustin/go-humanize"
 
-	"github.com/caddygrpc/caddy-grpc-proxy/call"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -89,7 +88,8 @@ func (p *LeastLoad) Build(s *upstream.Snapshot) Picker {
 		cost = defaultMessageCost
 	}
 	key := loadKey{orDefault(p.Decay, defaultLoadDecay), cost}
-	k := &leastLoad{learner: newLearner(s), decay: key.decay.Seconds(), cost: float64(cost)}
+	k := &leastLoad{learner: learner{candidates: newWeighted(s)}, decay: key.decay.Seconds(), cost: float64(cost)}
+	k.audience.Needs = Needs{Work: true}
 	now := clock()
 	k.known = remember(s, key, func() *workload { return new(workload) })
 	for place, l := range k.known {
@@ -165,7 +165,7 @@ type leastLoad struct {
 }
 
 // Pick implements [Picker].
-func (p *leastLoad) Pick(in PickInfo) (int, bool) {
+func (p *leastLoad) Pick(in PickInfo) (Pick, bool) {
 	if now, last := clock(), p.measured.Load(); now-last >= int64(loadInterval) && p.measured.CompareAndSwap(last, now) && p.measuring.CompareAndSwap(false, true) {
 		go func() {
 			defer p.measuring.Store(false)
@@ -174,13 +174,13 @@ func (p *leastLoad) Pick(in PickInfo) (int, bool) {
 	}
 	best, other, ok := p.drawTwo(&in)
 	if !ok {
-		return 0, false
+		return Pick{}, false
 	}
 	if best != other && clearlyLess(p.of(other), p.of(best)) {
 		best = other
 	}
 	p.known[best].picks.Add(1)
-	return p.index(best), true
+	return p.result(best, true)
 }
 
 // of is how much work per second the endpoint is taken to have:
@@ -215,18 +215,8 @@ func (p *leastLoad) measure(now int64) {
 	}
 }
 
-// Needs implements [Learner].
-func (*leastLoad) Needs() Needs { return Needs{Work: true} }
-
-// Responded implements [Learner].
-func (*leastLoad) Responded(int, time.Duration) {}
-
-// Done implements [Learner].
-func (*leastLoad) Done(int, *call.Attempt) {}
-
 var (
 	_ Policy                = (*LeastLoad)(nil)
-	_ Learner               = (*leastLoad)(nil)
 	_ caddy.Validator       = (*LeastLoad)(nil)
 	_ caddyfile.Unmarshaler = (*LeastLoad)(nil)
 )

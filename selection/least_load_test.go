@@ -29,7 +29,7 @@ func streams(t *testing.T, build func(s *upstream.Snapshot) Picker, every, lengt
 				before[i] = s.Endpoints[i].State.Work().Bytes()
 			}
 		}
-		i, ok := p.Pick(PickInfo{})
+		i, ok := pick(p, PickInfo{})
 		if !ok {
 			t.Fatal("nothing picked")
 		}
@@ -83,7 +83,7 @@ func TestLeastLoadShortCalls(t *testing.T) {
 		for round := range 100 {
 			counts := make([]int, 4)
 			for range 200 { // a second's quarter
-				i, _ := p.Pick(PickInfo{})
+				i, _ := pick(p, PickInfo{})
 				s.Endpoints[i].State.Work().Add(2, 500)
 				counts[i]++
 				time.Sleep(1250 * time.Microsecond)
@@ -109,7 +109,7 @@ func TestLeastLoadNewEndpoint(t *testing.T) {
 		stop := make(chan struct{})
 		var wg sync.WaitGroup
 		open := func(p Picker, s *upstream.Snapshot) int {
-			i, _ := p.Pick(PickInfo{})
+			i, _ := pick(p, PickInfo{})
 			state := s.Endpoints[i].State
 			state.Begin()
 			wg.Go(func() {

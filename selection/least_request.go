@@ -155,10 +155,10 @@ type leastRequest struct {
 // Pick implements [Picker] with the loop of gRFC A48, "Picker Behavior", but that no endpoint is drawn twice. A48 on its own
 // loop, in "Allow picking same candidate multiple times": "This means that even a frozen endpoint would never fully be
 // excluded by the picker." Of those that are equally busy the one that was drawn first wins, which is any of them.
-func (p *leastRequest) Pick(in PickInfo) (int, bool) {
+func (p *leastRequest) Pick(in PickInfo) (Pick, bool) {
 	best, ok := p.draw(&in)
 	if !ok {
-		return 0, false
+		return Pick{}, false
 	}
 	least := p.of(best)
 	d := drawn{best}
@@ -172,7 +172,7 @@ func (p *leastRequest) Pick(in PickInfo) (int, bool) {
 		}
 		d.add(n, i)
 	}
-	return p.index(best), true
+	return p.result(best, true)
 }
 
 // fullScan picks the least busy of all.
@@ -196,13 +196,13 @@ func newFullScan(b busyness) *fullScan {
 //
 // Nothing is less busy than an idle endpoint, and to draw until there is one leaves each idle one the same chance as to
 // look at all: where many are idle, there is no need to scan. In small sets a scan is as quick as a few draws.
-func (p *fullScan) Pick(in PickInfo) (int, bool) {
+func (p *fullScan) Pick(in PickInfo) (Pick, bool) {
 	if p.len() == 0 {
-		return 0, false
+		return Pick{}, false
 	}
 	for range max(1, min(p.len()/8, maxDraws)) {
 		if i := p.any(); p.of(i) == 0 && p.open(i, &in) {
-			return p.index(i), true
+			return p.result(i, true)
 		}
 	}
 	if p.light == nil {
@@ -212,7 +212,7 @@ func (p *fullScan) Pick(in PickInfo) (int, bool) {
 }
 
 // pickLeast compares as busyness does. The loops here and below are written out for speed.
-func (p *fullScan) pickLeast(in *PickInfo) (int, bool) {
+func (p *fullScan) pickLeast(in *PickInfo) (Pick, bool) {
 	first := in.plain()
 	best, least := -1, math.Inf(1)
 	equal, next := 0.0, 0.0 // As in lots.
@@ -236,7 +236,7 @@ func (p *fullScan) pickLeast(in *PickInfo) (int, bool) {
 }
 
 // pickFewest is pickLeast where all weigh the same.
-func (p *fullScan) pickFewest(in *PickInfo) (int, bool) {
+func (p *fullScan) pickFewest(in *PickInfo) (Pick, bool) {
 	first := in.plain()
 	best, fewest := -1, int64(math.MaxInt64)
 	equal, next := 0, 0 // As in lots.

@@ -160,7 +160,7 @@ func (p *Locality) Build(s *upstream.Snapshot) Picker {
 		list = append(list, level{few, can - carried})
 		few, carried = nil, can
 	}
-	return p.buildLevels(s, list)
+	return p.buildLevels(s, list, false)
 }
 
 // distances are: the same sub-zone, zone, region, and elsewhere.

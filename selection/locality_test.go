@@ -76,7 +76,7 @@ func TestLocalityShares(t *testing.T) {
 			const n = 40_000
 			counts := make([]float64, len(tt.groups))
 			for range n {
-				i, ok := p.Pick(PickInfo{})
+				i, ok := pick(p, PickInfo{})
 				if !ok {
 					t.Fatal("nothing picked")
 				}
@@ -100,13 +100,13 @@ func TestLocalityNothingOpen(t *testing.T) {
 	p := (&Locality{here: here, nested: nested{new(First)}}).Build(s)
 	var tried []int
 	for _, want := range []int{1, 2, 0} {
-		i, ok := p.Pick(PickInfo{Tried: tried})
+		i, ok := pick(p, PickInfo{Tried: tried})
 		if !ok || i != want {
 			t.Fatalf("tried %v: picked %d, %v, want %d", tried, i, ok, want)
 		}
 		tried = append(tried, i)
 	}
-	if i, ok := p.Pick(PickInfo{Tried: tried}); ok {
+	if i, ok := pick(p, PickInfo{Tried: tried}); ok {
 		t.Errorf("picked %d", i)
 	}
 }

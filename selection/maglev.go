@@ -86,7 +86,7 @@ func isPrime(n uint64) bool { return new(big.Int).SetUint64(n).ProbablyPrime(0) 
 func (p *Maglev) Build(s *upstream.Snapshot) Picker {
 	m := &maglev{wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}}
 	m.slots = newTable(s, int(cmp.Or(p.TableSize, defaultTable)))
-	return m.pass(m, s)
+	return m
 }
 
 // newTable fills the table (listing 1 of the paper): whoever's turn it is takes the first entry of its permutation that
@@ -164,22 +164,24 @@ func newTable(s *upstream.Snapshot, size int) []int32 {
 type maglev struct{ wheel }
 
 // Pick implements [Picker].
-func (p *maglev) Pick(in PickInfo) (int, bool) {
-	h, ok := p.from.hash(in.Call)
-	if !ok {
+func (p *maglev) Pick(in PickInfo) (Pick, bool) {
+	h, keyed := p.from.hash(in.Call)
+	if !keyed {
 		if p.fallback != nil {
 			return p.fallback.Pick(in)
 		}
 		h = randUint64()
 	}
 	if len(p.slots) == 0 {
-		return 0, false
+		return Pick{}, false
 	}
-	return p.walk(int(h%uint64(len(p.slots))), h, &in)
+	place, ok := p.walk(int(h%uint64(len(p.slots))), h, &in)
+	return p.result(place, ok, keyed)
 }
 
 var (
 	_ Policy                = (*Maglev)(nil)
+	_ Keyed                 = (*Maglev)(nil)
 	_ HealthWatcher         = (*Maglev)(nil)
 	_ LoadReportReceiver    = (*Maglev)(nil)
 	_ caddy.Provisioner     = (*Maglev)(nil)

@@ -36,9 +36,6 @@ func (n *nested) load(ctx caddy.Context, module any, field string) error {
 	return nil
 }
 
-// inner is the policy, nil if there is none.
-func (n *nested) inner() Policy { return n.child }
-
 // WatchesHealth implements [HealthWatcher].
 func (n *nested) WatchesHealth() bool {
 	w, ok := n.child.(HealthWatcher)
@@ -60,16 +57,16 @@ func (n *nested) ReceiveLoadReport(s *upstream.State, report []byte) {
 	}
 }
 
-// sources are where the policy takes its hash key from, nil if it does not hash. A policy that splits its endpoints
-// decides by the same key, or one client's calls would be spread.
-func (n *nested) sources() sources { return sourcesOf(n.child) }
-
-func sourcesOf(p Policy) sources {
-	if k, ok := p.(interface{ sources() sources }); ok {
-		return k.sources()
+// KeyHash implements [Keyed].
+func (n *nested) KeyHash(c *call.Call) (uint64, bool) {
+	if k, ok := n.child.(Keyed); ok {
+		return k.KeyHash(c)
 	}
-	return nil
+	return 0, false
 }
+
+// BindsClients implements [Binding].
+func (n *nested) BindsClients() bool { return binds(n.child) }
 
 // part is a snapshot of some of a snapshot's endpoints. All that drain are in it: they are few, and only a policy that
 // binds a client to its endpoint looks at them.
@@ -80,28 +77,22 @@ func part(s *upstream.Snapshot, endpoints []upstream.Endpoint) *upstream.Snapsho
 // places finds endpoints by their Index.
 type places []int32
 
-func newPlaces(lists ...[]upstream.Endpoint) places {
+func newPlaces(endpoints []upstream.Endpoint) places {
 	n := 0
-	for _, list := range lists {
-		for i := range list {
-			n = max(n, list[i].Index+1)
-		}
+	for i := range endpoints {
+		n = max(n, endpoints[i].Index+1)
 	}
 	p := make(places, n)
 	for i := range p {
 		p[i] = -1
 	}
-	place := int32(0)
-	for _, list := range lists {
-		for i := range list {
-			p[list[i].Index] = place
-			place++
-		}
+	for i := range endpoints {
+		p[endpoints[i].Index] = int32(i)
 	}
 	return p
 }
 
-// of returns the place of the endpoint in the lists, one after the other.
+// of returns the place of the endpoint.
 func (p places) of(index int) (place int, ok bool) {
 	if index < 0 || index >= len(p) || p[index] < 0 {
 		return 0, false
@@ -109,111 +100,12 @@ func (p places) of(index int) (place int, ok bool) {
 	return int(p[index]), true
 }
 
-// owners are a policy's pickers for parts of a snapshot, and which endpoint belongs to whom. What is to be told about an
-// endpoint is told to its owner alone, even where parts overlap: policies keep what they learn in the endpoint's State,
-// where all their pickers find it.
-type owners struct {
-	pickers []Picker
-	of      []int32 // by Index, -1 for none
-}
+// pickers are a policy's, for parts of a snapshot.
+type pickers []Picker
 
-// add makes the picker the owner of those of the endpoints that have none.
-func (o *owners) add(p Picker, endpoints []upstream.Endpoint) {
-	n := int32(len(o.pickers))
-	o.pickers = append(o.pickers, p)
-	_, learns := p.(Learner)
-	_, annotates := p.(Annotator)
-	if !learns && !annotates {
-		return // It need not be told anything.
-	}
-	for i := range endpoints {
-		index := endpoints[i].Index
-		for len(o.of) <= index {
-			o.of = append(o.of, -1)
-		}
-		if o.of[index] < 0 {
-			o.of[index] = n
-		}
-	}
-}
-
-func (o *owners) owner(index int) Picker {
-	if index < 0 || index >= len(o.of) || o.of[index] < 0 {
-		return nil
-	}
-	return o.pickers[o.of[index]]
-}
-
-// pass returns the picker with what the owners can do besides picking, and nothing that they cannot: no call pays for
-// more.
-func (o *owners) pass(p Picker) Picker {
-	l, learns := o.learners()
-	annotates := false
-	for _, q := range o.pickers {
-		_, ok := q.(Annotator)
-		annotates = annotates || ok
-	}
-	switch {
-	case learns && annotates:
-		return &struct {
-			Picker
-			learners
-			annotators
-		}{p, l, annotators{o}}
-	case learns:
-		return &struct {
-			Picker
-			learners
-		}{p, l}
-	case annotates:
-		return &struct {
-			Picker
-			annotators
-		}{p, annotators{o}}
-	}
-	return p
-}
-
-func (o *owners) learners() (l learners, ok bool) {
-	l.owners = o
-	for _, p := range o.pickers {
-		if p, is := p.(Learner); is {
-			ok = true
-			l.needs = l.needs.Or(p.Needs())
-		}
-	}
-	return l, ok
-}
-
-// learners tells owners what they want to learn.
-type learners struct {
-	*owners
-	needs Needs
-}
-
-// Needs implements [Learner].
-func (l learners) Needs() Needs { return l.needs }
-
-// Responded implements [Learner].
-func (l learners) Responded(index int, latency time.Duration) {
-	if p, ok := l.owner(index).(Learner); ok {
-		p.Responded(index, latency)
-	}
-}
-
-// Done implements [Learner].
-func (l learners) Done(index int, a *call.Attempt) {
-	if p, ok := l.owner(index).(Learner); ok {
-		p.Done(index, a)
-	}
-}
-
-// annotators lets owners annotate answers.
-type annotators struct{ *owners }
-
-// Annotate implements [Annotator].
-func (a annotators) Annotate(c *call.Call, index int, add func(name, value string)) {
-	if p, ok := a.owner(index).(Annotator); ok {
-		p.Annotate(c, index, add)
+// Interests implements [Interested].
+func (p pickers) Interests(f func(Pick)) {
+	for _, q := range p {
+		Interests(q, f)
 	}
 }

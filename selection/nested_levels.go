@@ -14,23 +14,24 @@ type level struct {
 	share     float64 // of 1
 }
 
-// buildLevels makes a picker that gives each level its share of the calls. The shares add up to 1.
-func (n *nested) buildLevels(s *upstream.Snapshot, list []level) Picker {
+// buildLevels makes a picker that gives each level its share of the calls. The shares add up to 1. Where the levels are not those
+// of the endpoints' priorities, it is not all the same which endpoint of a priority a call goes to.
+func (n *nested) buildLevels(s *upstream.Snapshot, list []level, priorities bool) Picker {
 	switch len(list) {
 	case 0:
 		return n.child.Build(part(s, nil))
 	case 1:
 		return n.child.Build(part(s, list[0].endpoints))
 	}
-	p := &levels{from: n.sources()}
+	p := &levels{nested: n, priorities: priorities}
 	sum := 0.0
 	for _, l := range list {
 		sum += l.share
 		p.upTo = append(p.upTo, uint64(math.Round(min(sum, 1)*whole)))
-		p.add(n.child.Build(part(s, l.endpoints)), l.endpoints)
+		p.pickers = append(p.pickers, n.child.Build(part(s, l.endpoints)))
 	}
 	p.upTo[len(list)-1] = whole
-	return p.pass(p)
+	return p
 }
 
 // whole is all calls, in which shares are counted.
@@ -38,26 +39,34 @@ const whole = 1_000_000
 
 // levels chooses a level first and lets its picker choose an endpoint.
 type levels struct {
-	owners
-	upTo []uint64 // the sums of the shares
-	from sources
+	pickers
+	nested     *nested  // knows the key
+	upTo       []uint64 // the sums of the shares
+	priorities bool
 }
 
-// Pick implements [Picker]. If the level has nothing open, the others are asked in order.
-func (p *levels) Pick(in PickInfo) (int, bool) {
+// Pick implements [Picker].
+func (p *levels) Pick(in PickInfo) (Pick, bool) {
+	pick, ok := p.pick(&in)
+	pick.AnyWillDo = pick.AnyWillDo && p.priorities
+	return pick, ok
+}
+
+// pick asks one level, and if that has nothing open, the others in order.
+func (p *levels) pick(in *PickInfo) (Pick, bool) {
 	first := p.choose(in.Call)
-	if index, ok := p.pickers[first].Pick(in); ok {
-		return index, true
+	if pick, ok := p.pickers[first].Pick(*in); ok {
+		return pick, true
 	}
 	for i, q := range p.pickers {
 		if i == first {
 			continue
 		}
-		if index, ok := q.Pick(in); ok {
-			return index, true
+		if pick, ok := q.Pick(*in); ok {
+			return pick, true
 		}
 	}
-	return 0, false
+	return Pick{}, false
 }
 
 // choose draws a level by its share. Calls with the same key come to the same one.
@@ -66,7 +75,7 @@ func (p *levels) choose(c *call.Call) int {
 		return 0
 	}
 	var at uint64
-	if h, ok := p.from.hash(c); ok {
+	if h, ok := p.nested.KeyHash(c); ok {
 		// Mixed, so that the keys of a level are not those of one stretch of a ring.
 		at = mix(h) % whole
 	} else {
@@ -99,13 +108,8 @@ func (n *nested) notSticky(outer string) error {
 
 // binds tells whether the policy, or one within it, binds clients to endpoints.
 func binds(p Policy) bool {
-	switch p := p.(type) {
-	case *Sticky, *Cookie:
-		return true
-	case interface{ inner() Policy }:
-		return binds(p.inner())
-	}
-	return false
+	b, ok := p.(Binding)
+	return ok && b.BindsClients()
 }
 
 // usable counts the endpoints that calls can go to, apart from what comes and goes with single calls.

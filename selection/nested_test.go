@@ -24,8 +24,12 @@ func (r *recorder) Build(s *upstream.Snapshot) Picker {
 		indexes = append(indexes, e.Index)
 	}
 	r.built = append(r.built, indexes)
-	return &recording{first{newCandidates(s)}, r, fmt.Sprint(indexes)}
+	k := &recording{first: first{newCandidates(s)}, recorder: r, name: fmt.Sprint(indexes)}
+	k.audience.Learner, k.audience.Annotator, k.audience.Needs = k, k, everything
+	return k
 }
+
+var everything = Needs{Attempts: true, FirstMessage: true}
 
 func (r *recorder) WatchesHealth() bool           { return r.watch }
 func (r *recorder) ReportInterval() time.Duration { return r.interval }
@@ -36,20 +40,32 @@ func (r *recorder) ReceiveLoadReport(_ *upstream.State, report []byte) {
 type recording struct {
 	first
 	*recorder
-	name string
+	name     string
+	audience Audience
 }
 
-func (r *recording) Needs() Needs { return Needs{Attempts: true, Work: true} }
-func (r *recording) Responded(index int, _ time.Duration) {
-	r.told = append(r.told, fmt.Sprint(r.name, " responded ", index))
+func (r *recording) Pick(in PickInfo) (Pick, bool) {
+	pick, ok := r.first.Pick(in)
+	pick.Audience = &r.audience
+	return pick, ok
 }
 
-func (r *recording) Done(index int, _ *call.Attempt) {
-	r.told = append(r.told, fmt.Sprint(r.name, " done ", index))
+func (r *recording) Interests(f func(Pick)) {
+	for place := range r.states {
+		f(Pick{Index: r.index(place), Audience: &r.audience})
+	}
 }
 
-func (r *recording) Annotate(_ *call.Call, index int, add func(name, value string)) {
-	add("by", fmt.Sprint(r.name, index))
+func (r *recording) Responded(p Pick, _ time.Duration) {
+	r.told = append(r.told, fmt.Sprint(r.name, " responded ", p.Index))
+}
+
+func (r *recording) Done(p Pick, _ *call.Attempt) {
+	r.told = append(r.told, fmt.Sprint(r.name, " done ", p.Index))
+}
+
+func (r *recording) Annotate(_ *call.Call, p Pick, add func(name, value string)) {
+	add("by", fmt.Sprint(r.name, p.Index))
 }
 
 // parted is a snapshot of endpoints 0 to n-1 whose indexes are in disorder, changed by f.
@@ -66,7 +82,7 @@ func parted(n int, f func(e *upstream.Endpoint)) *upstream.Snapshot {
 	return s
 }
 
-// What a child can do, its parent can, and it is told about its own endpoints, once.
+// What a child can do, its parent can, and it is told about its own endpoints, once, though others have picked them.
 func TestNestedPassOn(t *testing.T) {
 	subset := func(child Policy) Policy {
 		return &Subset{
@@ -106,26 +122,19 @@ func TestNestedPassOn(t *testing.T) {
 			r := &recorder{interval: 7 * time.Second}
 			p := tt.policy(r)
 			picker := p.Build(parted(4, tt.change))
-			l, ok := picker.(Learner)
-			if !ok {
-				t.Fatalf("%T does not learn", picker)
-			}
-			if l.Needs() != (Needs{Attempts: true, Work: true}) {
-				t.Errorf("it needs %+v", l.Needs())
-			}
-			a, ok := picker.(Annotator)
-			if !ok {
-				t.Fatalf("%T does not annotate", picker)
-			}
 			for i, owner := range tt.owners {
 				r.told = nil
-				l.Responded(i, time.Second)
-				l.Done(i, new(call.Attempt))
+				pick := InterestIn(picker, i)
+				if pick.Needs() != everything {
+					t.Errorf("%d needs %+v", i, pick.Needs())
+				}
+				pick.Responded(time.Second)
+				pick.Done(new(call.Attempt))
 				if want := []string{fmt.Sprint(owner, " responded ", i), fmt.Sprint(owner, " done ", i)}; !slices.Equal(r.told, want) {
 					t.Errorf("told %q, want %q", r.told, want)
 				}
 				var by string
-				a.Annotate(new(call.Call), i, func(name, value string) {
+				pick.Annotate(new(call.Call), func(name, value string) {
 					if name == "by" {
 						by += value
 					}
@@ -134,12 +143,10 @@ func TestNestedPassOn(t *testing.T) {
 					t.Errorf("annotated %q, want %q", by, want)
 				}
 			}
-			r.told = nil
-			if len(r.built) > 1 || tt.name == "sticky" { // Endpoints that nobody knows, such as one that drains.
-				l.Done(17, nil)
-				l.Responded(-1, 0)
-				a.Annotate(new(call.Call), 17, func(string, string) { t.Error("annotated 17") })
+			if pick := InterestIn(picker, 17); pick != (Pick{Index: 17}) {
+				t.Errorf("somebody is interested in an endpoint that is not there: %+v", pick)
 			}
+			r.told = nil
 			p.(LoadReportReceiver).ReceiveLoadReport(nil, []byte("x"))
 			if !slices.Equal(r.told, []string{"report x"}) {
 				t.Errorf("told %q", r.told)
@@ -160,11 +167,8 @@ func TestNestedOffersNoMore(t *testing.T) {
 	s := parted(4, func(e *upstream.Endpoint) { e.Priority = uint32(e.Index) })
 	p := WithPriorities(new(Random))
 	picker := p.Build(s)
-	if _, ok := picker.(Learner); ok {
-		t.Error("it learns")
-	}
-	if _, ok := picker.(Annotator); ok {
-		t.Error("it annotates")
+	if pick, ok := picker.Pick(PickInfo{}); !ok || pick.Audience != nil || InterestIn(picker, pick.Index).Audience != nil {
+		t.Errorf("%+v has an audience", pick)
 	}
 	if p.(LoadReportReceiver).ReportInterval() != 0 {
 		t.Error("it asks for load reports")

@@ -157,15 +157,18 @@ func (p *ORCA) ReceiveLoadReport(s *upstream.State, report []byte) {
 
 // Build implements [Policy].
 func (p *ORCA) Build(s *upstream.Snapshot) Picker {
-	l := newLearner(s)
+	c := newWeighted(s)
 	k := &orcaPicker{
-		learner:  l,
-		turns:    newRoundRobin(l.candidates),
+		learner:  learner{candidates: c},
+		turns:    newRoundRobin(c),
 		policy:   p,
 		key:      p.reportedKey(),
 		blackout: orDefault(p.BlackoutPeriod, defaultBlackout),
 		period:   max(orDefault(p.WeightUpdatePeriod, defaultWeightUpdate), minWeightUpdate).Nanoseconds(),
 	}
+	// Reports in trailers are asked for in any case, and so taken out.
+	k.audience.Learner = k
+	k.audience.Needs = Needs{Attempts: !p.EnableOOBLoadReport, LoadReports: true, ForwardLoadReports: p.ForwardReports}
 	k.known = remember(s, k.key, func() *reported { return new(reported) })
 	k.dealt.Store(clock())
 	k.deal()
@@ -191,17 +194,18 @@ type orcaPicker struct {
 }
 
 // Pick implements [Picker].
-func (p *orcaPicker) Pick(in PickInfo) (int, bool) {
+func (p *orcaPicker) Pick(in PickInfo) (Pick, bool) {
 	if now, last := clock(), p.dealt.Load(); now-last >= p.period && p.dealt.CompareAndSwap(last, now) && p.dealing.CompareAndSwap(false, true) {
 		go func() {
 			defer p.dealing.Store(false)
 			p.deal()
 		}()
 	}
-	if s := p.schedule.Load(); s != nil {
-		return p.turns.pickByShare(s, &in)
+	s := p.schedule.Load()
+	if s == nil {
+		s = p.shares
 	}
-	return p.turns.Pick(in)
+	return p.result(p.turns.take(s, &in))
 }
 
 // deal makes the schedule of what is known now.
@@ -241,25 +245,13 @@ func schedule(weights []float64) *shares {
 	})
 }
 
-// Needs implements [Learner]. Reports in trailers are asked for in any case, and so taken out.
-func (p *orcaPicker) Needs() Needs {
-	return Needs{
-		Attempts:           !p.policy.EnableOOBLoadReport,
-		LoadReports:        true,
-		ForwardLoadReports: p.policy.ForwardReports,
-	}
-}
-
 // Responded implements [Learner].
-func (*orcaPicker) Responded(int, time.Duration) {}
+func (*orcaPicker) Responded(Pick, time.Duration) {}
 
 // Done implements [Learner]. A58: "While enable_oob_load_report is set, per-call load reports are never parsed".
-func (p *orcaPicker) Done(index int, a *call.Attempt) {
-	if a.LoadReport == nil || p.policy.EnableOOBLoadReport {
-		return
-	}
-	if place, ok := p.place(index); ok {
-		p.known[place].receive(p.states[place], &p.policy.metrics, p.key, a.LoadReport)
+func (p *orcaPicker) Done(pick Pick, a *call.Attempt) {
+	if a.LoadReport != nil && !p.policy.EnableOOBLoadReport {
+		p.known[pick.Token].receive(p.states[pick.Token], &p.policy.metrics, p.key, a.LoadReport)
 	}
 }
 
@@ -267,6 +259,7 @@ var (
 	_ Policy                = (*ORCA)(nil)
 	_ LoadReportReceiver    = (*ORCA)(nil)
 	_ Learner               = (*orcaPicker)(nil)
+	_ Interested            = (*orcaPicker)(nil)
 	_ caddy.Provisioner     = (*ORCA)(nil)
 	_ caddy.Validator       = (*ORCA)(nil)
 	_ caddyfile.Unmarshaler = (*ORCA)(nil)

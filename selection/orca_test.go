@@ -91,7 +91,7 @@ type orcaBed struct {
 	t *testing.T
 	s *upstream.Snapshot
 	p *ORCA
-	Learner
+	Picker
 }
 
 func newORCABed(t *testing.T, n int, p *ORCA) *orcaBed {
@@ -103,7 +103,7 @@ func newORCABed(t *testing.T, n int, p *ORCA) *orcaBed {
 		t.Fatal(err)
 	}
 	b := &orcaBed{t: t, p: p, s: snapshot(make([]int, n)...)}
-	b.Learner = p.Build(b.s).(Learner)
+	b.Picker = p.Build(b.s)
 	return b
 }
 
@@ -111,9 +111,14 @@ func newORCABed(t *testing.T, n int, p *ORCA) *orcaBed {
 func (b *orcaBed) report(d time.Duration, qps ...float64) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		for i, q := range qps {
-			b.Done(i, &call.Attempt{LoadReport: loadReport(0.5, 0, q, 0)})
+			b.done(i, 0.5, 0, q, 0)
 		}
 	}
+}
+
+// done tells the picker of an attempt that brought a report.
+func (b *orcaBed) done(i int, cpu, mem, rps, eps float64) {
+	InterestIn(b.Picker, i).Done(&call.Attempt{LoadReport: loadReport(cpu, mem, rps, eps)})
 }
 
 // shares are the parts in a hundred of picks that each endpoint gets, after the time in which turns are dealt anew.
@@ -124,7 +129,7 @@ func (b *orcaBed) shares() []int {
 	synctest.Wait()
 	counts := make([]int, len(b.s.Endpoints))
 	for range 10_000 {
-		i, ok := b.Pick(PickInfo{})
+		i, ok := pick(b.Picker, PickInfo{})
 		if !ok {
 			b.t.Fatal("nothing picked")
 		}
@@ -197,18 +202,18 @@ func TestORCAParameters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		two, none := 2.0, 0.0
 		b := newORCABed(t, 2, &ORCA{BlackoutPeriod: -1, ErrorUtilizationPenalty: &two, MetricNames: []string{"mem_utilization"}})
-		b.Done(0, &call.Attempt{LoadReport: loadReport(0.1, 0.5, 100, 25)}) // 0.5 + 0.25×2 in use
-		b.Done(1, &call.Attempt{LoadReport: loadReport(0.9, 0.25, 100, 0)})
+		b.done(0, 0.1, 0.5, 100, 25) // 0.5 + 0.25×2 in use
+		b.done(1, 0.9, 0.25, 100, 0)
 		b.want("penalty 2, by memory", 20, 80)
 		b = newORCABed(t, 2, &ORCA{BlackoutPeriod: -1, ErrorUtilizationPenalty: &none})
-		b.Done(0, &call.Attempt{LoadReport: loadReport(0.25, 0, 100, 100)})
-		b.Done(1, &call.Attempt{LoadReport: loadReport(0.75, 0, 100, 0)})
+		b.done(0, 0.25, 0, 100, 100)
+		b.done(1, 0.75, 0, 100, 0)
 		b.want("no penalty", 75, 25)
-		if got := b.Needs(); got != (Needs{Attempts: true, LoadReports: true}) {
+		if got := InterestIn(b.Picker, 0).Needs(); got != (Needs{Attempts: true, LoadReports: true}) {
 			t.Errorf("needs %+v", got)
 		}
 		b.p.ForwardReports = true
-		if !b.Needs().ForwardLoadReports {
+		if !InterestIn(b.p.Build(b.s), 0).Needs().ForwardLoadReports {
 			t.Error("reports are not forwarded")
 		}
 	})
@@ -229,7 +234,7 @@ func TestORCAOutOfBand(t *testing.T) {
 		b.p.ReceiveLoadReport(b.s.Endpoints[0].State, loadReport(0.5, 0, 100, 0))
 		b.p.ReceiveLoadReport(b.s.Endpoints[1].State, loadReport(0.5, 0, 300, 0))
 		b.want("reports out of band", 25, 75)
-		if got := b.Needs(); got != (Needs{LoadReports: true}) {
+		if got := InterestIn(b.Picker, 0).Needs(); got != (Needs{LoadReports: true}) {
 			t.Errorf("needs %+v", got)
 		}
 	})
@@ -241,7 +246,7 @@ func TestORCAUpdatePeriod(t *testing.T) {
 		b := newORCABed(t, 2, &ORCA{BlackoutPeriod: -1, WeightUpdatePeriod: caddy.Duration(time.Minute)})
 		b.report(time.Second, 100, 300)
 		b.want("old picker", 50, 50)
-		again := &orcaBed{t: t, p: b.p, s: b.s, Learner: b.p.Build(b.s).(Learner)}
+		again := &orcaBed{t: t, p: b.p, s: b.s, Picker: b.p.Build(b.s)}
 		again.want("new picker", 25, 75)
 		time.Sleep(time.Minute)
 		b.want("old picker, after a minute", 25, 75)
@@ -250,11 +255,11 @@ func TestORCAUpdatePeriod(t *testing.T) {
 
 func BenchmarkORCADone(b *testing.B) {
 	p := new(ORCA)
-	l := p.Build(snapshot(0, 0, 0)).(Learner)
+	pick := InterestIn(p.Build(snapshot(0, 0, 0)), 1)
 	a := &call.Attempt{LoadReport: loadReport(0.5, 0, 100, 0)}
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Done(1, a)
+		pick.Done(a)
 	}
 }
 
@@ -264,7 +269,7 @@ func BenchmarkORCADeal(b *testing.B) {
 	p := &ORCA{BlackoutPeriod: -1}
 	l := p.Build(s).(*orcaPicker)
 	for i := range n {
-		l.Done(i, &call.Attempt{LoadReport: loadReport(0.5, 0, float64(1+i%100), 0)})
+		l.Done(Pick{Index: i, Token: uint64(i)}, &call.Attempt{LoadReport: loadReport(0.5, 0, float64(1+i%100), 0)})
 	}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -76,10 +76,11 @@ func (p *PeakEWMA) Validate() error {
 func (p *PeakEWMA) Build(s *upstream.Snapshot) Picker {
 	decay := orDefault(p.Decay, defaultDecay)
 	k := &peakEWMA{
-		learner: newLearner(s),
+		learner: learner{candidates: newWeighted(s)},
 		decay:   float64(decay),
 		penalty: float64(orDefault(p.FailurePenalty, defaultFailurePenalty)),
 	}
+	k.audience.Learner, k.audience.Needs = k, Needs{Attempts: true, FirstMessage: true}
 	initial, now := float64(orDefault(p.InitialLatency, defaultInitialLatency)), clock()
 	k.known = remember(s, latencyKey{decay}, func() *latency {
 		l := new(latency)
@@ -107,16 +108,16 @@ type peakEWMA struct {
 
 // Pick implements [Picker] (Mitzenmacher, "The power of two choices in randomized load balancing", 2001). The endpoints
 // are drawn by weight, where they have weights.
-func (p *peakEWMA) Pick(in PickInfo) (int, bool) {
+func (p *peakEWMA) Pick(in PickInfo) (Pick, bool) {
 	first, second, ok := p.drawTwo(&in)
 	if !ok || first == second {
 		return p.result(first, ok)
 	}
 	now := clock()
 	if clearlyLess(p.cost(second, now), p.cost(first, now)) {
-		return p.index(second), true
+		return p.result(second, true)
 	}
-	return p.index(first), true
+	return p.result(first, true)
 }
 
 // clearlyLess leaves differences of less than a hundredth to chance: they come from when things were measured, and if they
@@ -131,23 +132,14 @@ func (p *peakEWMA) cost(place int, now int64) float64 {
 	return wait * (float64(p.states[place].Active())*p.shares.lightness(place) + 1)
 }
 
-// Needs implements [Learner].
-func (*peakEWMA) Needs() Needs { return Needs{Attempts: true, FirstMessage: true} }
-
 // Responded implements [Learner].
-func (p *peakEWMA) Responded(index int, latency time.Duration) {
-	if place, ok := p.place(index); ok {
-		p.known[place].answer.add(float64(latency), clock(), p.decay, true)
-	}
+func (p *peakEWMA) Responded(pick Pick, latency time.Duration) {
+	p.known[pick.Token].answer.add(float64(latency), clock(), p.decay, true)
 }
 
 // Done implements [Learner].
-func (p *peakEWMA) Done(index int, a *call.Attempt) {
-	place, ok := p.place(index)
-	if !ok {
-		return
-	}
-	l, now := p.known[place], clock()
+func (p *peakEWMA) Done(pick Pick, a *call.Attempt) {
+	l, now := p.known[pick.Token], clock()
 	// Who gave up on one message without having seen an answer has waited so long at least. With more messages sent it
 	// is not known what the wait was for.
 	if a.ReceivedMessages == 0 && a.SentMessages <= 1 && (a.EndedBy == call.EndedByClient || a.EndedBy == call.EndedByDeadline) {
@@ -201,6 +193,7 @@ func failed(a *call.Attempt) verdict {
 var (
 	_ Policy                = (*PeakEWMA)(nil)
 	_ Learner               = (*peakEWMA)(nil)
+	_ Interested            = (*peakEWMA)(nil)
 	_ caddy.Validator       = (*PeakEWMA)(nil)
 	_ caddyfile.Unmarshaler = (*PeakEWMA)(nil)
 )

@@ -56,13 +56,14 @@ func simulate(t *testing.T, p Picker, s *upstream.Snapshot, servers []server, ca
 	for range callers {
 		wg.Go(func() {
 			for time.Now().Before(end) {
-				i, ok := p.Pick(PickInfo{})
+				pick, ok := p.Pick(PickInfo{})
 				if !ok {
 					t.Error("nothing picked")
 					return
 				}
+				i := pick.Index
 				counts[i].Add(1)
-				oneCall(p, i, servers[i], s.Endpoints[i].State)
+				oneCall(pick, servers[i], s.Endpoints[i].State)
 				time.Sleep(time.Millisecond)
 			}
 		})
@@ -75,21 +76,16 @@ func simulate(t *testing.T, p Picker, s *upstream.Snapshot, servers []server, ca
 	return all
 }
 
-func oneCall(p Picker, i int, e server, state *upstream.State) {
+func oneCall(p Pick, e server, state *upstream.State) {
 	a := &call.Attempt{Start: time.Now(), Latency: e.latency, Code: e.code, SentMessages: 1}
 	state.Begin()
 	time.Sleep(e.latency)
 	if e.code == grpcwire.OK {
 		a.ReceivedMessages = 1
 	}
-	l, learns := p.(Learner)
-	if learns {
-		l.Responded(i, e.latency)
-	}
+	p.Responded(e.latency)
 	state.End()
-	if learns {
-		l.Done(i, a)
-	}
+	p.Done(a)
 }
 
 func TestPeakEWMAPrefersFastAnswers(t *testing.T) {
@@ -173,18 +169,18 @@ func TestPeakEWMASilentEndpoint(t *testing.T) {
 	for _, by := range []call.EndedBy{call.EndedByClient, call.EndedByDeadline} {
 		synctest.Test(t, func(t *testing.T) {
 			s := snapshot(0, 0)
-			l := new(PeakEWMA).Build(s).(Learner)
-			l.Responded(0, 5*time.Millisecond)
-			l.Responded(1, 5*time.Millisecond)
-			l.Done(0, &call.Attempt{Latency: 3 * time.Second, SentMessages: 1, EndedBy: by, Code: grpcwire.Canceled})
+			p := new(PeakEWMA).Build(s)
+			InterestIn(p, 0).Responded(5 * time.Millisecond)
+			InterestIn(p, 1).Responded(5 * time.Millisecond)
+			InterestIn(p, 0).Done(&call.Attempt{Latency: 3 * time.Second, SentMessages: 1, EndedBy: by, Code: grpcwire.Canceled})
 			for range 100 {
-				if i, _ := l.Pick(PickInfo{}); i != 1 {
+				if i, _ := pick(p, PickInfo{}); i != 1 {
 					t.Fatal("picked the silent endpoint")
 				}
 			}
 			// What a client stream was waiting for is not known; what has answered is not silent.
-			l.Done(1, &call.Attempt{Latency: time.Hour, SentMessages: 9, EndedBy: by, Code: grpcwire.Canceled, ReceivedMessages: 1})
-			if i, _ := l.Pick(PickInfo{}); i != 1 {
+			InterestIn(p, 1).Done(&call.Attempt{Latency: time.Hour, SentMessages: 9, EndedBy: by, Code: grpcwire.Canceled, ReceivedMessages: 1})
+			if i, _ := pick(p, PickInfo{}); i != 1 {
 				t.Error("a stream that ended counts as silence")
 			}
 		})

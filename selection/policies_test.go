@@ -39,6 +39,12 @@ var policies = []policy{
 	{"first", func() selection.Policy { return new(selection.First) }, selectiontest.Traits{Ordered: true}},
 }
 
+// pick returns the index of what is picked.
+func pick(p selection.Picker, in selection.PickInfo) (index int, ok bool) {
+	picked, ok := p.Pick(in)
+	return picked.Index, ok
+}
+
 func TestPolicies(t *testing.T) {
 	for _, p := range policies {
 		t.Run(p.name, func(t *testing.T) { selectiontest.Run(t, p.new, p.traits) })

@@ -33,17 +33,17 @@ type Priority struct {
 	severalLevels atomic.Bool
 }
 
-// WithPriorities makes any policy honour the endpoints' priorities. It costs nothing as long as all endpoints have the
-// same: then the policy's own picker is built.
+// WithPriorities makes any policy honour the endpoints' priorities: what is [Prioritized] in its own way, all else within a
+// Priority. It costs nothing as long as all endpoints have the same: then the policy's own picker is built.
 func WithPriorities(p Policy) Policy {
-	switch p := p.(type) {
-	case *Priority:
-		return p
-	case interface{ withPriorities() Policy }:
-		return p.withPriorities()
+	if p, ok := p.(Prioritized); ok {
+		return p.WithPriorities()
 	}
 	return &Priority{nested: nested{p}}
 }
+
+// WithPriorities implements [Prioritized].
+func (p *Priority) WithPriorities() Policy { return p }
 
 // CaddyModule returns the Caddy module information.
 func (*Priority) CaddyModule() caddy.ModuleInfo {
@@ -103,7 +103,7 @@ func (p *Priority) Build(s *upstream.Snapshot) Picker {
 	for i, load := range priorityLoad(health) {
 		list[i].share = float64(load) / 100
 	}
-	return p.buildLevels(s, list)
+	return p.buildLevels(s, list, true)
 }
 
 // byPriority parts endpoints into levels, the first of which is used first. It returns nil if all are of one level.
@@ -160,6 +160,7 @@ func priorityLoad(health []int) []int {
 
 var (
 	_ Policy                = (*Priority)(nil)
+	_ Prioritized           = (*Priority)(nil)
 	_ HealthWatcher         = (*Priority)(nil)
 	_ LoadReportReceiver    = (*Priority)(nil)
 	_ caddy.Provisioner     = (*Priority)(nil)

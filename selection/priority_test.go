@@ -89,7 +89,7 @@ func TestPriorityShares(t *testing.T) {
 	const n = 50_000
 	second := 0
 	for range n {
-		i, ok := p.Pick(PickInfo{})
+		i, ok := pick(p, PickInfo{})
 		if !ok {
 			t.Fatal("nothing picked")
 		}
@@ -107,19 +107,19 @@ func TestPriorityNothingOpen(t *testing.T) {
 	p := WithPriorities(new(First)).Build(s)
 	var tried []int
 	for _, want := range []int{1, 0, 3, 2, 5, 4} { // parted is in reverse order.
-		i, ok := p.Pick(PickInfo{Tried: tried})
+		i, ok := pick(p, PickInfo{Tried: tried})
 		if !ok || i != want {
 			t.Fatalf("tried %v: picked %d, %v, want %d", tried, i, ok, want)
 		}
 		tried = append(tried, i)
 	}
-	if i, ok := p.Pick(PickInfo{Tried: tried}); ok {
+	if i, ok := pick(p, PickInfo{Tried: tried}); ok {
 		t.Errorf("picked %d", i)
 	}
 	for _, e := range s.Endpoints {
 		e.State.SetUsable(e.Index == 4)
 	}
-	if i, ok := p.Pick(PickInfo{}); !ok || i != 4 {
+	if i, ok := pick(p, PickInfo{}); !ok || i != 4 {
 		t.Errorf("picked %d, %v", i, ok)
 	}
 }
@@ -141,11 +141,11 @@ func TestPriorityOfKey(t *testing.T) {
 		const keys = 4000
 		for k := range keys {
 			in := PickInfo{Call: &call.Call{Metadata: metadata{"k": {fmt.Sprint(k)}}}}
-			i, _ := p.Pick(in)
+			i, _ := pick(p, in)
 			second += i / 100
 			used[i] = true
 			for range 3 {
-				if j, _ := again.Pick(in); j != i {
+				if j, _ := pick(again, in); j != i {
 					t.Fatalf("%T: key %d: picked %d and %d", child, k, i, j)
 				}
 			}

@@ -29,7 +29,7 @@ func (*Random) Build(s *upstream.Snapshot) Picker { return &random{newWeighted(s
 type random struct{ candidates }
 
 // Pick implements [Picker].
-func (p *random) Pick(in PickInfo) (int, bool) { return p.result(p.draw(&in)) }
+func (p *random) Pick(in PickInfo) (Pick, bool) { return p.result(p.draw(&in)) }
 
 var (
 	_ Policy                = (*Random)(nil)

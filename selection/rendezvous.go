@@ -54,7 +54,7 @@ func newRendezvous(h *hashing, s *upstream.Snapshot) Picker {
 		r.classes[c].hashes = append(r.classes[c].hashes, xxhash.Sum64String(s.Endpoints[i].HashKey()))
 		r.classes[c].places = append(r.classes[c].places, int32(i))
 	}
-	return r.pass(r, s)
+	return r
 }
 
 type rendezvous struct {
@@ -70,16 +70,17 @@ type class struct {
 }
 
 // Pick implements [Picker].
-func (p *rendezvous) Pick(in PickInfo) (int, bool) {
-	h, ok := p.from.hash(in.Call)
-	if !ok {
+func (p *rendezvous) Pick(in PickInfo) (Pick, bool) {
+	h, keyed := p.from.hash(in.Call)
+	if !keyed {
 		if p.fallback != nil {
 			return p.fallback.Pick(in)
 		}
 		h = randUint64()
 	}
 	if len(p.classes) > 1 {
-		return p.weighted(h, &in)
+		place, ok := p.weighted(h, &in)
+		return p.result(place, ok, keyed)
 	}
 	place, least := -1, uint64(math.MaxUint64)
 	for _, c := range p.classes { // One, or none.
@@ -89,15 +90,16 @@ func (p *rendezvous) Pick(in PickInfo) (int, bool) {
 			}
 		}
 	}
-	return p.result(place, place >= 0)
+	return p.result(place, place >= 0, keyed)
 }
 
 // weighted is the method of Schindelhauer and Schomaker ("Weighted distributed hash tables", 2005): u being the hash of
 // endpoint and key as a number in [0, 1), the least -ln(1-u)/w wins, and that is an endpoint of weight w with the
 // probability w/sum. With equal weights it is the least hash. The logarithm is only worked out for endpoints that may win:
 // since -ln(1-u) >= u, their u is below the least score so far × w.
-func (p *rendezvous) weighted(h uint64, in *PickInfo) (int, bool) {
-	place, least := -1, math.Inf(1)
+func (p *rendezvous) weighted(h uint64, in *PickInfo) (place int, ok bool) {
+	place = -1
+	least := math.Inf(1)
 	for i := range p.classes {
 		c := &p.classes[i]
 		limit := limitOf(least * c.weight)
@@ -113,7 +115,7 @@ func (p *rendezvous) weighted(h uint64, in *PickInfo) (int, bool) {
 			}
 		}
 	}
-	return p.result(place, place >= 0)
+	return place, place >= 0
 }
 
 // limitOf is the greatest hash that makes a number of at most u.
@@ -126,6 +128,7 @@ func limitOf(u float64) uint64 {
 
 var (
 	_ Policy                = (*Rendezvous)(nil)
+	_ Keyed                 = (*Rendezvous)(nil)
 	_ HealthWatcher         = (*Rendezvous)(nil)
 	_ LoadReportReceiver    = (*Rendezvous)(nil)
 	_ caddy.Provisioner     = (*Rendezvous)(nil)

@@ -103,16 +103,13 @@ func (p *RingHash) maxSize() uint64 {
 // Build implements [Policy].
 func (p *RingHash) Build(s *upstream.Snapshot) Picker {
 	w := wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}
-	var r *ring
 	if p.MinRingSize == 0 {
 		points, slots := stablePoints(s, int(p.maxSize()))
-		r = newRing(w, points, slots)
-	} else {
-		high := max(int(p.maxSize()), len(s.Endpoints))
-		points, slots := agreedPoints(s, agreedShares(s, float64(p.MinRingSize), float64(high)))
-		r = newRing(w, points, slots)
+		return newRing(w, points, slots)
 	}
-	return r.pass(r, s)
+	high := max(int(p.maxSize()), len(s.Endpoints))
+	points, slots := agreedPoints(s, agreedShares(s, float64(p.MinRingSize), float64(high)))
+	return newRing(w, points, slots)
 }
 
 // agreedShares returns how many points each endpoint has in the rings of gRPC and Envoy (gRFC A42, ring_hash_lb.cc): with
@@ -200,9 +197,9 @@ func newRing(w wheel, points []uint64, slots []int32) *ring {
 
 // Pick implements [Picker]. gRFC A42: the first point whose hash is at least the call's, and the next ones if that
 // endpoint is not open; without a key, a random hash.
-func (p *ring) Pick(in PickInfo) (int, bool) {
-	h, ok := p.from.hash(in.Call)
-	if !ok {
+func (p *ring) Pick(in PickInfo) (Pick, bool) {
+	h, keyed := p.from.hash(in.Call)
+	if !keyed {
 		if p.fallback != nil {
 			return p.fallback.Pick(in)
 		}
@@ -215,11 +212,13 @@ func (p *ring) Pick(in PickInfo) (int, bool) {
 	if i == len(p.points) {
 		i = 0
 	}
-	return p.walk(i, h, &in)
+	place, ok := p.walk(i, h, &in)
+	return p.result(place, ok, keyed)
 }
 
 var (
 	_ Policy                = (*RingHash)(nil)
+	_ Keyed                 = (*RingHash)(nil)
 	_ HealthWatcher         = (*RingHash)(nil)
 	_ LoadReportReceiver    = (*RingHash)(nil)
 	_ caddy.Provisioner     = (*RingHash)(nil)

@@ -123,7 +123,7 @@ func TestRingHashAgreesWithGRPC(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				i, ok := ours.Pick(selection.PickInfo{Call: &call.Call{Metadata: values{"k": v}}})
+				i, ok := pick(ours, selection.PickInfo{Call: &call.Call{Metadata: values{"k": v}}})
 				if !ok || s.Endpoints[i].Address != theirs {
 					t.Fatalf("key %q: gRPC picked %s, we %s, %v", v, theirs, s.Endpoints[i].Address, ok)
 				}
@@ -173,7 +173,7 @@ func TestRingHashAgreesWithGRPCOnRandomKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		theirs[slices.IndexFunc(s.Endpoints, func(e upstream.Endpoint) bool { return e.Address == at })]++
-		i, _ := ours.Pick(selection.PickInfo{Call: new(call.Call)})
+		i, _ := pick(ours, selection.PickInfo{Call: new(call.Call)})
 		here[i]++
 	}
 	for i := range theirs {

@@ -72,26 +72,29 @@ const (
 )
 
 // Pick implements [Picker].
-func (p *roundRobin) Pick(in PickInfo) (int, bool) {
-	if p.shares != nil {
-		return p.pickByShare(p.shares, &in)
+func (p *roundRobin) Pick(in PickInfo) (Pick, bool) { return p.result(p.take(p.shares, &in)) }
+
+// take returns the place of the endpoint whose turn it is, dealt by the shares, if there are any.
+func (p *roundRobin) take(s *shares, in *PickInfo) (place int, ok bool) {
+	if s != nil {
+		return p.takeByShare(s, in)
 	}
-	return p.pickInTurn(&in)
+	return p.takeInTurn(in)
 }
 
-// pickByShare takes turns until one is an open endpoint's.
-func (p *roundRobin) pickByShare(s *shares, in *PickInfo) (int, bool) {
+// takeByShare takes turns until one is an open endpoint's.
+func (p *roundRobin) takeByShare(s *shares, in *PickInfo) (place int, ok bool) {
 	for range maxTurns {
 		if i := s.turn(p.next.Add(1) - 1); p.open(i, in) {
-			return p.index(i), true
+			return i, true
 		}
 	}
 	c := p.candidates
 	c.shares = s
-	return p.result(c.scan(in)) // Out of turn.
+	return c.scan(in) // Out of turn.
 }
 
-func (p *roundRobin) pickInTurn(in *PickInfo) (int, bool) {
+func (p *roundRobin) takeInTurn(in *PickInfo) (place int, ok bool) {
 	n := p.len()
 	if n == 0 {
 		return 0, false
@@ -101,7 +104,7 @@ func (p *roundRobin) pickInTurn(in *PickInfo) (int, bool) {
 		turn := p.next.Add(1) - 1
 		i := int(turn % uint64(n))
 		if p.open(i, in) {
-			return p.index(i), true
+			return i, true
 		}
 		ahead, ok := p.ahead(i, in)
 		if !ok {
@@ -109,10 +112,10 @@ func (p *roundRobin) pickInTurn(in *PickInfo) (int, bool) {
 		}
 		found = (i + ahead) % n
 		if p.next.CompareAndSwap(turn+1, turn+1+uint64(ahead)) {
-			return p.index(found), true
+			return found, true
 		}
 	}
-	return p.index(found), true // Out of turn.
+	return found, true // Out of turn.
 }
 
 // ahead tells how many steps the next open endpoint is away from i.

@@ -5,9 +5,14 @@
 // others are welcome: implement Policy (and caddyfile.Unmarshaler, to be usable from the Caddyfile), pass
 // selectiontest, register.
 //
-// What a policy can do beyond picking, it says by implementing further interfaces, all optional: its picker may be a
-// [Learner] or an [Annotator], the policy itself a [HealthWatcher], a [LoadReportReceiver], [Selective] or a [Carrier]. A
-// policy that chooses among policies (priorities, localities) passes these on to its children.
+// What becomes of a pick is told to its [Audience], which the picker returns with it: a [Learner] hears how the attempt went, an
+// [Annotator] adds to the answer. A policy that chooses among policies (priorities, localities) returns their picks and so need not
+// know who that is.
+//
+// What a policy can do beyond picking, it says by implementing further interfaces, all optional: its picker may be [Interested],
+// the policy itself a [HealthWatcher], a [LoadReportReceiver], [Selective], a [Carrier], [Keyed], [Binding] or [Prioritized]. A policy that
+// chooses among policies passes those of the policy on to its children, and Interested to their pickers. Nothing else is asked of
+// them: policies of others work within those of this package as its own do, and around them.
 package selection
 
 import (
@@ -26,10 +31,12 @@ type Policy interface {
 
 // Picker chooses among the endpoints of the snapshot it was built for. It is shared by all calls.
 type Picker interface {
-	// Pick returns the Index of an endpoint in the snapshot (see [upstream.Endpoint]), or false when none is left. It
-	// picks no endpoint that has been tried in this call or whose state is not usable. It must not block, lock or
-	// allocate.
-	Pick(in PickInfo) (index int, ok bool)
+	// Pick chooses an endpoint, or returns false when none is left. It picks no endpoint that has been tried in this call or
+	// whose state is not usable. It must not block, lock or allocate.
+	//
+	// A policy that chooses among policies returns the pick of the one that it has chosen. It clears AnyWillDo if it is not all the
+	// same to it which endpoint the call goes to, and joins its own Audience to the pick's if it has one.
+	Pick(in PickInfo) (Pick, bool)
 }
 
 // PickInfo is what a picker may look at.
@@ -61,52 +68,31 @@ func (in *PickInfo) usable(s *upstream.State) bool {
 	return s.UsableFor(in.Call.Service)
 }
 
-// Needs says what a Learner wants to be told, so that no call pays for more.
-type Needs struct {
-	// Attempts: Done is called.
-	Attempts bool
-	// FirstMessage: Responded is called.
-	FirstMessage bool
-	// LoadReports: call.Attempt.LoadReport is filled from the trailer endpoint-load-metrics-bin, which is then not
-	// passed on to the client.
-	LoadReports bool
-	// ForwardLoadReports: it is passed on all the same.
-	ForwardLoadReports bool
-	// Work: the endpoints' upstream.Work is counted.
-	Work bool
-}
-
-// Or joins the needs of two.
-func (n Needs) Or(m Needs) Needs {
-	return Needs{
-		Attempts:           n.Attempts || m.Attempts,
-		FirstMessage:       n.FirstMessage || m.FirstMessage,
-		LoadReports:        n.LoadReports || m.LoadReports,
-		ForwardLoadReports: n.ForwardLoadReports || m.ForwardLoadReports,
-		Work:               n.Work || m.Work,
-	}
-}
-
-// Learner is a Picker that learns from how calls went. Its methods are called concurrently, on calls' paths: they must
-// be as quick as Pick.
+// Learner learns from how attempts went. It is in the Audience of the picks. Its methods are called concurrently, on calls' paths: they
+// must be as quick as Pick.
 type Learner interface {
-	Picker
-	// Needs is asked once, when the picker was built.
-	Needs() Needs
 	// Responded tells how long the endpoint took to answer: from the last piece of the request that was sent before the
 	// first message of the answer, or its end if it has no message, up to that. It comes at most once per attempt, and
-	// before Done; not at all for an attempt that fails without an answer.
-	Responded(index int, latency time.Duration)
-	// Done tells how an attempt went, once, when it is over. The value belongs to the caller again when Done returns.
-	Done(index int, a *call.Attempt)
+	// before Done; not at all for an attempt that fails without an answer. The needs must say FirstMessage.
+	Responded(p Pick, latency time.Duration)
+	// Done tells how an attempt went, once, when it is over. The value belongs to the caller again when Done returns. The needs
+	// must say Attempts.
+	Done(p Pick, a *call.Attempt)
 }
 
-// Annotator is a Picker that adds fields to the answer of the call it picked an endpoint for, a cookie, say.
+// Annotator adds fields to the answers of calls, a cookie, say. It is in the Audience of the picks.
 type Annotator interface {
-	Picker
-	// Annotate is called when the answer's head goes to the client, with the endpoint that it comes from. It is not
+	// Annotate is called when the answer's head goes to the client, with the pick of the endpoint that it comes from. It is not
 	// called for answers that the proxy makes.
-	Annotate(c *call.Call, index int, add func(name, value string))
+	Annotate(c *call.Call, p Pick, add func(name, value string))
+}
+
+// Interested is a Picker that wants to hear also of attempts that it has not picked: where a policy around it has chosen for itself,
+// by a key or a session, and where a call waits for whichever endpoint is the first to be connected again.
+type Interested interface {
+	Picker
+	// Interests calls f with a pick for each endpoint, as Pick would have returned it. Of several for one endpoint the first counts.
+	Interests(f func(Pick))
 }
 
 // HealthWatcher is a Policy whose pickers depend on which endpoints are usable when they are built. They are built anew,
@@ -123,4 +109,28 @@ type LoadReportReceiver interface {
 	ReportInterval() time.Duration
 	// ReceiveLoadReport takes an xds.data.orca.v3.OrcaLoadReport in wire format.
 	ReceiveLoadReport(s *upstream.State, report []byte)
+}
+
+// Keyed is a Policy that sends calls with the same key to the same endpoint. A policy that splits its endpoints and is around it
+// decides by the same key, or one client's calls would be spread.
+type Keyed interface {
+	Policy
+	// KeyHash returns a hash of the call's key, or false if it has none.
+	KeyHash(c *call.Call) (hash uint64, ok bool)
+}
+
+// Binding is a Policy that may bind clients to endpoints. Those that would choose among parts of the endpoints first refuse to be
+// around it: that choice would break the bond.
+type Binding interface {
+	Policy
+	// BindsClients tells whether the policy, or one within it, binds clients.
+	BindsClients() bool
+}
+
+// Prioritized is a Policy that heeds the endpoints' priorities itself, or lets policies within it do so, at the place where it is
+// right: within the sessions of a sticky policy, say. See [WithPriorities].
+type Prioritized interface {
+	Policy
+	// WithPriorities returns the policy as it is to be used for endpoints of several priorities.
+	WithPriorities() Policy
 }

@@ -67,26 +67,25 @@ func (p *DeterministicSubset) WatchesHealth() bool {
 
 // buildSubset makes a picker that uses the rest only while none of the chosen is open.
 func (p *DeterministicSubset) buildSubset(s *upstream.Snapshot, chosen, rest []upstream.Endpoint) Picker {
-	k := &chosenFirst{chosen: newCandidates(part(s, chosen))}
-	k.add(p.child.Build(part(s, chosen)), chosen)
-	k.add(p.child.Build(part(s, rest)), rest)
-	return k.pass(k)
+	return &chosenFirst{
+		pickers: pickers{p.child.Build(part(s, chosen)), p.child.Build(part(s, rest))},
+		chosen:  newCandidates(part(s, chosen)),
+	}
 }
 
 type chosenFirst struct {
-	owners
+	pickers
 	chosen candidates
 }
 
-// Pick implements [Picker].
-func (p *chosenFirst) Pick(in PickInfo) (int, bool) {
-	if index, ok := p.pickers[0].Pick(in); ok {
-		return index, true
+// Pick implements [Picker]. One of the rest will not do, though it may be connected.
+func (p *chosenFirst) Pick(in PickInfo) (Pick, bool) {
+	pick, ok := p.pickers[0].Pick(in)
+	if !ok && !p.awaits(&in) {
+		pick, ok = p.pickers[1].Pick(in)
 	}
-	if p.awaits(&in) {
-		return 0, false
-	}
-	return p.pickers[1].Pick(in)
+	pick.AnyWillDo = false
+	return pick, ok
 }
 
 // awaits tells whether one of the chosen is good but for its first health check, which is not over: nobody checks the

@@ -15,7 +15,7 @@ func subsetOf(size, index int) *DeterministicSubset {
 func picked(p Picker, in PickInfo) []int {
 	var list []int
 	for range 1000 {
-		i, ok := p.Pick(in)
+		i, ok := pick(p, in)
 		if !ok {
 			break
 		}

@@ -170,8 +170,11 @@ func (p *Sticky) Validate() error {
 	return nil
 }
 
-// withPriorities: a client stays with its endpoint whatever level that has. Levels are for choosing a new one.
-func (p *Sticky) withPriorities() Policy {
+// BindsClients implements [Binding].
+func (*Sticky) BindsClients() bool { return true }
+
+// WithPriorities implements [Prioritized]: a client stays with its endpoint whatever level that has. Levels are for choosing a new one.
+func (p *Sticky) WithPriorities() Policy {
 	q := *p
 	q.child = WithPriorities(p.child)
 	return &q
@@ -186,13 +189,13 @@ func (p *Sticky) Build(s *upstream.Snapshot) Picker {
 		places:     newPlaces(all),
 		tokens:     p.minter.mint(all),
 		fallback:   p.child.Build(s),
+		bonds:      make([]Pick, len(all)),
 	}
-	k.owners.add(k.fallback, s.Endpoints)
-	if l, ok := k.owners.learners(); ok {
-		return &struct {
-			*sticky
-			learners
-		}{k, l}
+	k.audience.Annotator = k
+	others := interestsOf(k.fallback)
+	for i := range all {
+		k.bonds[i] = others.in(all[i].Index)
+		k.bonds[i].Audience = k.audience.And(k.bonds[i].Audience)
 	}
 	return k
 }
@@ -204,15 +207,26 @@ type sticky struct {
 	places   places
 	tokens   *tokens
 	fallback Picker
-	owners   owners
+	bonds    []Pick // by place
+	audience Audience
 }
 
-// Pick implements [Picker].
-func (p *sticky) Pick(in PickInfo) (int, bool) {
+// Pick implements [Picker]. No other endpoint will do, for a new client neither: it will stay there.
+func (p *sticky) Pick(in PickInfo) (Pick, bool) {
 	if place, _, ok := p.bound(in.Call); ok && p.keeps(place, &in) {
-		return p.index(place), true
+		return p.bonds[place], true
 	}
-	return p.fallback.Pick(in)
+	pick, ok := p.fallback.Pick(in)
+	pick.Audience = p.audience.And(pick.Audience)
+	pick.AnyWillDo = false
+	return pick, ok
+}
+
+// Interests implements [Interested]: whoever has picked the endpoint, the client stays there.
+func (p *sticky) Interests(f func(Pick)) {
+	for _, pick := range p.bonds {
+		f(pick)
+	}
 }
 
 // keeps tells whether the client may stay with its endpoint: unlike others it may while that drains.
@@ -233,11 +247,8 @@ func (p *sticky) bound(c *call.Call) (place int, left time.Duration, ok bool) {
 
 // Annotate implements [Annotator]. The client gets a token unless it has one for this endpoint that has most of its time
 // before it.
-func (p *sticky) Annotate(c *call.Call, index int, add func(name, value string)) {
-	if a, ok := p.owners.owner(index).(Annotator); ok {
-		a.Annotate(c, index, add)
-	}
-	place, ok := p.places.of(index)
+func (p *sticky) Annotate(c *call.Call, pick Pick, add func(name, value string)) {
+	place, ok := p.places.of(pick.Index)
 	if !ok {
 		return
 	}
@@ -287,9 +298,12 @@ func (p *Sticky) cookie(token string, overTLS bool) string {
 
 var (
 	_ Policy                = (*Sticky)(nil)
+	_ Binding               = (*Sticky)(nil)
+	_ Prioritized           = (*Sticky)(nil)
 	_ HealthWatcher         = (*Sticky)(nil)
 	_ LoadReportReceiver    = (*Sticky)(nil)
 	_ Annotator             = (*sticky)(nil)
+	_ Interested            = (*sticky)(nil)
 	_ caddy.Provisioner     = (*Sticky)(nil)
 	_ caddy.Validator       = (*Sticky)(nil)
 	_ caddyfile.Unmarshaler = (*Sticky)(nil)

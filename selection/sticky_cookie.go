@@ -36,7 +36,8 @@ type stickyPolicy struct {
 // Build implements [Policy].
 func (p *stickyPolicy) Build(s *upstream.Snapshot) Picker { return p.child.Build(s) }
 
-func (p *stickyPolicy) withPriorities() Policy { return WithPriorities(p.child) }
+// WithPriorities implements [Prioritized].
+func (p *stickyPolicy) WithPriorities() Policy { return WithPriorities(p.child) }
 
 // CaddyModule returns the Caddy module information.
 func (*Cookie) CaddyModule() caddy.ModuleInfo {
@@ -79,6 +80,8 @@ func (p *Cookie) Provision(ctx caddy.Context) error {
 
 var (
 	_ Policy                = (*Cookie)(nil)
+	_ Binding               = (*Cookie)(nil)
+	_ Prioritized           = (*Cookie)(nil)
 	_ HealthWatcher         = (*Cookie)(nil)
 	_ LoadReportReceiver    = (*Cookie)(nil)
 	_ caddy.Provisioner     = (*Cookie)(nil)

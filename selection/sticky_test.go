@@ -48,11 +48,11 @@ func (c *client) call() *call.Call {
 func (c *client) picks(t testing.TB, p Picker, tried ...int) (index int, set string) {
 	t.Helper()
 	k := c.call()
-	index, ok := p.Pick(PickInfo{Call: k, Tried: tried})
+	pick, ok := p.Pick(PickInfo{Call: k, Tried: tried})
 	if !ok {
 		t.Fatal("nothing picked")
 	}
-	p.(Annotator).Annotate(k, index, func(name, value string) {
+	pick.Annotate(k, func(name, value string) {
 		if set != "" {
 			t.Error("two fields are added")
 		}
@@ -71,7 +71,7 @@ func (c *client) picks(t testing.TB, p Picker, tried ...int) (index int, set str
 		}
 		c.md["cookie"] = []string{"other=1; " + cookie.Name + "=" + cookie.Value}
 	})
-	return index, set
+	return pick.Index, set
 }
 
 func TestStickySession(t *testing.T) {
@@ -135,7 +135,7 @@ func TestStickyDraining(t *testing.T) {
 	if i, set := c.picks(t, p); i != 3 || set != "" {
 		t.Errorf("picked %d, set %q; 3 drains", i, set)
 	}
-	if i, ok := p.Pick(PickInfo{Call: new(call.Call), Tried: []int{0, 1, 2}}); ok {
+	if i, ok := pick(p, PickInfo{Call: new(call.Call), Tried: []int{0, 1, 2}}); ok {
 		t.Errorf("a new client was sent to %d", i)
 	}
 	drained.Draining[0].State.SetUsable(false)
@@ -160,7 +160,7 @@ func TestStickyDrainedByHand(t *testing.T) {
 		}
 	}
 	s.Endpoints[0].State.SetUsable(false)
-	if i, ok := p.Pick(PickInfo{Call: c.call(), Disregard: upstream.Unhealthy}); !ok || i != 2 {
+	if i, ok := pick(p, PickInfo{Call: c.call(), Disregard: upstream.Unhealthy}); !ok || i != 2 {
 		t.Errorf("in a panic, picked %d, %v", i, ok)
 	}
 	if i, set := c.picks(t, p); i != 1 || set == "" {
@@ -288,7 +288,7 @@ func TestStickyNoAllocation(t *testing.T) {
 		home, _ := c.picks(t, picker, 9)
 		k := c.call()
 		if n := testing.AllocsPerRun(200, func() {
-			if i, _ := picker.Pick(PickInfo{Call: k}); i != home {
+			if i, _ := pick(picker, PickInfo{Call: k}); i != home {
 				t.Errorf("picked %d", i)
 			}
 		}); n != 0 {

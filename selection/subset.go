@@ -179,8 +179,8 @@ func (p *Subset) Validate() error {
 	return nil
 }
 
-// withPriorities: each subset has its levels.
-func (p *Subset) withPriorities() Policy {
+// WithPriorities implements [Prioritized]: each subset has its levels.
+func (p *Subset) WithPriorities() Policy {
 	q := *p
 	q.child = WithPriorities(p.child)
 	return &q
@@ -225,16 +225,16 @@ func (p *Subset) Build(s *upstream.Snapshot) Picker {
 	for _, values := range order {
 		picker := p.child.Build(groups[values])
 		k.byValues[values] = picker
-		k.add(picker, groups[values].Endpoints)
+		k.pickers = append(k.pickers, picker)
 	}
 	switch p.Fallback {
 	case fallbackAny:
 		k.fallback = p.child.Build(s)
-		k.add(k.fallback, s.Endpoints)
+		k.pickers = append(k.pickers, k.fallback)
 	case fallbackDefault:
 		k.fallback = k.byValues[p.valuesOf(&upstream.Endpoint{Metadata: p.Default})]
 	}
-	return k.pass(k)
+	return k
 }
 
 // valuesOf are the values that are compared, "" if one is missing.
@@ -254,14 +254,14 @@ func (p *Subset) valuesOf(e *upstream.Endpoint) string {
 func appendValue(key []byte, value string) []byte { return append(append(key, value...), 0) }
 
 type subset struct {
-	owners
+	pickers
 	wants    sources
 	byValues map[string]Picker
 	fallback Picker
 }
 
 // Pick implements [Picker].
-func (p *subset) Pick(in PickInfo) (int, bool) {
+func (p *subset) Pick(in PickInfo) (Pick, bool) {
 	var buf [256]byte
 	if key, ok := p.values(in.Call, buf[:0]); ok {
 		if q, ok := p.byValues[string(key)]; ok {
@@ -269,7 +269,7 @@ func (p *subset) Pick(in PickInfo) (int, bool) {
 		}
 	}
 	if p.fallback == nil {
-		return 0, false
+		return Pick{}, false
 	}
 	return p.fallback.Pick(in)
 }
@@ -315,6 +315,7 @@ func (s *source) text(c *call.Call) string {
 
 var (
 	_ Policy                = (*Subset)(nil)
+	_ Prioritized           = (*Subset)(nil)
 	_ HealthWatcher         = (*Subset)(nil)
 	_ LoadReportReceiver    = (*Subset)(nil)
 	_ caddy.Provisioner     = (*Subset)(nil)

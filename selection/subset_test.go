@@ -73,7 +73,7 @@ func TestSubset(t *testing.T) {
 			repl.Set("stage", tt.stage)
 			got := make(map[int]bool)
 			for range 500 {
-				if i, ok := p.Pick(PickInfo{Call: c}); ok {
+				if i, ok := pick(p, PickInfo{Call: c}); ok {
 					got[i] = true
 				}
 			}
@@ -93,7 +93,7 @@ func TestSubset(t *testing.T) {
 func TestSubsetClosed(t *testing.T) {
 	p := newSubset(t, &Subset{Match: []SubsetMatch{{"version", "{http.request.header.x-version}"}}, Fallback: "any"}).Build(staged())
 	c := &call.Call{Metadata: metadata{"x-version": {"2"}}}
-	if i, ok := p.Pick(PickInfo{Call: c, Tried: []int{1, 3, 5, 7}}); ok {
+	if i, ok := pick(p, PickInfo{Call: c, Tried: []int{1, 3, 5, 7}}); ok {
 		t.Errorf("picked %d", i)
 	}
 }
@@ -273,7 +273,7 @@ func TestDeterministicSubsetExhausted(t *testing.T) {
 	p.child = new(Random)
 	picker := p.Build(s)
 	for range 100 {
-		i, ok := picker.Pick(PickInfo{})
+		i, ok := pick(picker, PickInfo{})
 		if !ok || !set[s.Endpoints[9-i].Address] {
 			t.Fatalf("picked %d, %v", i, ok)
 		}
@@ -281,7 +281,7 @@ func TestDeterministicSubsetExhausted(t *testing.T) {
 	for _, e := range s.Endpoints {
 		e.State.SetUsable(!set[e.Address])
 	}
-	if i, ok := picker.Pick(PickInfo{}); !ok || set[s.Endpoints[9-i].Address] {
+	if i, ok := pick(picker, PickInfo{}); !ok || set[s.Endpoints[9-i].Address] {
 		t.Errorf("picked %d, %v", i, ok)
 	}
 	// With few endpoints, all are used.

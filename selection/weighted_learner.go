@@ -11,30 +11,26 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// learner is candidates, with their weights, that are told about by their indexes.
+// learner is candidates, with their weights, whose picks have an audience. The token of a pick is the endpoint's place.
 type learner struct {
 	candidates
-	places map[int]int32 // nil where each index is the place
+	audience Audience
 }
 
-func newLearner(s *upstream.Snapshot) learner {
-	l := learner{candidates: newWeighted(s)}
-	if l.indexes != nil {
-		l.places = make(map[int]int32, l.len())
-		for place, index := range l.indexes {
-			l.places[int(index)] = int32(place)
-		}
+// result is what a picker returns for the place that it chose.
+func (l *learner) result(place int, ok bool) (Pick, bool) {
+	if !ok {
+		return Pick{}, false
 	}
-	return l
+	return Pick{Index: l.index(place), Audience: &l.audience, Token: uint64(place), AnyWillDo: true}, true
 }
 
-// place is where the endpoint is. There is none for endpoints of others, and for those that drain.
-func (l *learner) place(index int) (int, bool) {
-	if l.places != nil {
-		place, ok := l.places[index]
-		return int(place), ok
+// Interests implements [Interested].
+func (l *learner) Interests(f func(Pick)) {
+	for place := range l.states {
+		pick, _ := l.result(place, true)
+		f(pick)
 	}
-	return index, index >= 0 && index < l.len()
 }
 
 // remember returns what is remembered of each endpoint under the key, made by create for those that nothing is remembered

@@ -3,6 +3,7 @@ package selectiontest
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -36,35 +37,56 @@ func attempts() []*call.Attempt {
 	}
 }
 
+// learns tells whether the policy's pickers want to be told how attempts went.
+func (s suite) learns() bool {
+	pick, ok := s.newPolicy().Build(Snapshot(1)).Pick(selection.PickInfo{})
+	return ok && (pick.Needs().Attempts || pick.Needs().FirstMessage)
+}
+
+// pickOnly picks the one of the endpoints, all others of which have been tried.
+func pickOnly(t *testing.T, p selection.Picker, snap *upstream.Snapshot, place int) selection.Pick {
+	t.Helper()
+	var others []int
+	for i := range snap.Endpoints {
+		if i != place {
+			others = append(others, snap.Endpoints[i].Index)
+		}
+	}
+	pick, ok := p.Pick(selection.PickInfo{Tried: others})
+	if !ok || pick.Index != snap.Endpoints[place].Index {
+		t.Fatalf("picked %+v, %v; only %d is left", pick, ok, snap.Endpoints[place].Index)
+	}
+	return pick
+}
+
 // testLearningParallel picks and teaches at the same time. The race detector sees the rest.
 func (s suite) testLearningParallel(t *testing.T) {
 	const n = 4
+	if !s.learns() {
+		t.Skip("it does not learn")
+	}
 	snap := Snapshot(n)
 	policy := s.newPolicy()
 	p := policy.Build(snap)
-	l, ok := p.(selection.Learner)
-	if !ok {
-		t.Skip("it does not learn")
-	}
 	receiver, _ := policy.(selection.LoadReportReceiver)
 	ways := attempts()
 	var wg sync.WaitGroup
 	for range workers() {
 		wg.Go(func() {
 			for k := range 3000 {
-				i, ok := p.Pick(selection.PickInfo{})
+				pick, ok := p.Pick(selection.PickInfo{})
 				if !ok {
 					t.Error("nothing picked")
 					return
 				}
-				e := &snap.Endpoints[i]
+				e := &snap.Endpoints[pick.Index]
 				e.State.Begin()
 				e.State.Work().Add(1, 100)
 				if k%4 > 0 {
-					l.Responded(i, time.Duration(k)*time.Microsecond)
+					pick.Responded(time.Duration(k) * time.Microsecond)
 				}
 				e.State.End()
-				l.Done(i, ways[k%len(ways)])
+				pick.Done(ways[k%len(ways)])
 				if receiver != nil && k%8 == 0 {
 					receiver.ReceiveLoadReport(e.State, ways[k%len(ways)].LoadReport)
 				}
@@ -78,6 +100,9 @@ func (s suite) testLearningParallel(t *testing.T) {
 }
 
 func (s suite) testLearningAllocations(t *testing.T) {
+	if !s.learns() {
+		t.Skip("it does not learn")
+	}
 	for _, part := range []bool{false, true} {
 		snap := Snapshot(3)
 		if part {
@@ -85,41 +110,51 @@ func (s suite) testLearningAllocations(t *testing.T) {
 				snap.Endpoints[i].Index = 10 - i
 			}
 		}
-		l, ok := s.newPolicy().Build(snap).(selection.Learner)
-		if !ok {
-			t.Skip("it does not learn")
-		}
-		index := snap.Endpoints[1].Index
-		if got := testing.AllocsPerRun(200, func() { l.Responded(index, time.Millisecond) }); got != 0 {
-			t.Errorf("Responded: %v allocations", got)
-		}
+		p := s.newPolicy().Build(snap)
 		for _, a := range attempts() {
-			if got := testing.AllocsPerRun(200, func() { l.Done(index, a) }); got != 0 {
-				t.Errorf("Done(%+v): %v allocations", a, got)
+			if got := testing.AllocsPerRun(200, func() {
+				pick, _ := p.Pick(selection.PickInfo{})
+				pick.Responded(time.Millisecond)
+				pick.Done(a)
+			}); got != 0 {
+				t.Errorf("a pick and what it is told, %+v: %v allocations", a, got)
 			}
 		}
 	}
 }
 
-// testLearningOthers: a picker may be told of endpoints that it does not know: those that drain, which a session picked.
-func (s suite) testLearningOthers(t *testing.T) {
-	for _, indexes := range [][]int{nil, {0, 1}, {5, 3}} {
+// testLearningPart: a picker of a part knows whom its picks are about, by their tokens, and is told of some only when there is a
+// newer picker. Whoever is interested in what others pick gets that in the same way.
+func (s suite) testLearningPart(t *testing.T) {
+	if !s.learns() {
+		t.Skip("it does not learn")
+	}
+	policy := s.newPolicy()
+	for _, indexes := range [][]int{{0, 1}, {5, 3}, {7}} {
 		snap := Snapshot(len(indexes))
 		for place, index := range indexes {
 			snap.Endpoints[place].Index = index
 		}
-		l, ok := s.newPolicy().Build(snap).(selection.Learner)
-		if !ok {
-			t.Skip("it does not learn")
+		p := policy.Build(snap)
+		var picks []selection.Pick
+		for place := range indexes {
+			picks = append(picks, pickOnly(t, p, snap, place))
 		}
-		for index := range 8 {
-			l.Responded(index, time.Second)
+		selection.Interests(p, func(pick selection.Pick) {
+			if !slices.Contains(indexes, pick.Index) {
+				t.Errorf("endpoints %v: interested in %d", indexes, pick.Index)
+			}
+			picks = append(picks, pick)
+		})
+		policy.Build(Snapshot(1))
+		for _, pick := range picks {
+			pick.Responded(time.Second)
 			for _, a := range attempts() {
-				l.Done(index, a)
+				pick.Done(a)
 			}
 		}
-		if _, ok := l.Pick(selection.PickInfo{}); ok != (len(indexes) > 0) {
-			t.Errorf("endpoints %v: picked %v", indexes, ok)
+		if _, ok := p.Pick(selection.PickInfo{}); !ok {
+			t.Errorf("endpoints %v: nothing is picked any more", indexes)
 		}
 	}
 }
@@ -131,10 +166,7 @@ func (s suite) testRemembers(t *testing.T) {
 		const n, slow, picks = 4, 1, 200
 		snap := Snapshot(n)
 		policy := s.newPolicy()
-		l, ok := policy.Build(snap).(selection.Learner)
-		if !ok {
-			t.Fatalf("%T does not learn", l)
-		}
+		learned := policy.Build(snap)
 		receiver, _ := policy.(selection.LoadReportReceiver)
 		for range 60_000 / 20 {
 			for i := range snap.Endpoints {
@@ -144,8 +176,9 @@ func (s suite) testRemembers(t *testing.T) {
 					latency, bytes, report = 500*time.Millisecond, 100_000, LoadReport(0.9, 100, 0)
 				}
 				state.Work().Add(1, uint64(bytes))
-				l.Responded(i, latency)
-				l.Done(i, &call.Attempt{
+				pick := pickOnly(t, learned, snap, i)
+				pick.Responded(latency)
+				pick.Done(&call.Attempt{
 					Start: time.Now().Add(-latency), Latency: latency,
 					SentMessages: 1, ReceivedMessages: 1, LoadReport: report,
 				})
@@ -153,7 +186,7 @@ func (s suite) testRemembers(t *testing.T) {
 					receiver.ReceiveLoadReport(state, report)
 				}
 			}
-			l.Pick(selection.PickInfo{})
+			learned.Pick(selection.PickInfo{})
 			time.Sleep(20 * time.Millisecond)
 		}
 		less := func(when string, p selection.Picker, slow int) {
@@ -161,7 +194,7 @@ func (s suite) testRemembers(t *testing.T) {
 			synctest.Wait()
 			counts := make([]int, n)
 			for range picks {
-				if i, ok := p.Pick(selection.PickInfo{}); ok {
+				if i, ok := pick(p, selection.PickInfo{}); ok {
 					counts[i]++
 				}
 			}
@@ -171,7 +204,7 @@ func (s suite) testRemembers(t *testing.T) {
 				}
 			}
 		}
-		less("picker that learned", l, slow)
+		less("picker that learned", learned, slow)
 
 		// One endpoint is replaced, and the slow one is now the first.
 		moved := Snapshot(n)
@@ -183,7 +216,7 @@ func (s suite) testRemembers(t *testing.T) {
 		p := s.newPolicy().Build(moved)
 		counts := make([]int, n)
 		for range picks {
-			if i, ok := p.Pick(selection.PickInfo{}); ok {
+			if i, ok := pick(p, selection.PickInfo{}); ok {
 				counts[i]++
 			}
 		}

@@ -4,6 +4,8 @@
 //	func TestMyPolicy(t *testing.T) {
 //		selectiontest.Run(t, func() selection.Policy { return new(MyPolicy) }, selectiontest.Traits{Even: true})
 //	}
+//
+// Those that choose by way of other policies pass [RunAround] as well.
 package selectiontest
 
 import (
@@ -66,7 +68,7 @@ func Run(t *testing.T, newPolicy func() selection.Policy, traits Traits) {
 	t.Run("allocations", s.testAllocations)
 	t.Run("parallel", s.testParallel)
 	t.Run("learning in parallel", s.testLearningParallel)
-	t.Run("learning about others", s.testLearningOthers)
+	t.Run("learning about parts", s.testLearningPart)
 	t.Run("learning allocations", s.testLearningAllocations)
 	if traits.Even {
 		t.Run("even", s.testEven)
@@ -95,9 +97,15 @@ type suite struct {
 	traits    Traits
 }
 
+// pick returns the index of what is picked.
+func pick(p selection.Picker, in selection.PickInfo) (index int, ok bool) {
+	picked, ok := p.Pick(in)
+	return picked.Index, ok
+}
+
 func (s suite) testEmpty(t *testing.T) {
 	for range 3 {
-		if i, ok := s.newPolicy().Build(Snapshot(0)).Pick(selection.PickInfo{}); ok {
+		if i, ok := pick(s.newPolicy().Build(Snapshot(0)), selection.PickInfo{}); ok {
 			t.Fatalf("picked %d of no endpoints", i)
 		}
 	}
@@ -107,7 +115,7 @@ func (s suite) testEmpty(t *testing.T) {
 		snap.Endpoints[i].State.SetUsable(false)
 	}
 	for range 10 {
-		if i, ok := p.Pick(selection.PickInfo{}); ok {
+		if i, ok := pick(p, selection.PickInfo{}); ok {
 			t.Fatalf("picked %d, which is not usable", i)
 		}
 	}
@@ -115,7 +123,7 @@ func (s suite) testEmpty(t *testing.T) {
 		snap.Endpoints[i].State.SetUsable(true)
 	}
 	for range 10 {
-		if i, ok := p.Pick(selection.PickInfo{Tried: []int{2, 0, 1}}); ok {
+		if i, ok := pick(p, selection.PickInfo{Tried: []int{2, 0, 1}}); ok {
 			t.Fatalf("picked %d, which has been tried", i)
 		}
 	}
@@ -127,7 +135,7 @@ func (s suite) testOnlyOpen(t *testing.T) {
 		t.Helper()
 		open := openOf(snap, tried)
 		for range 8 {
-			i, ok := p.Pick(selection.PickInfo{Tried: tried})
+			i, ok := pick(p, selection.PickInfo{Tried: tried})
 			if ok != (len(open) > 0) || ok && !slices.Contains(open, i) {
 				t.Fatalf("%d endpoints, open %v, tried %v: picked %d, %v", len(snap.Endpoints), open, tried, i, ok)
 			}
@@ -185,7 +193,7 @@ func (s suite) testExhaustion(t *testing.T) {
 		for range 20 {
 			var tried []int
 			for {
-				i, ok := p.Pick(selection.PickInfo{Tried: tried})
+				i, ok := pick(p, selection.PickInfo{Tried: tried})
 				if !ok {
 					break
 				}
@@ -211,7 +219,7 @@ func (s suite) testComesBack(t *testing.T) {
 			snap.Endpoints[i].State.SetUsable(i == only)
 		}
 		for range 5 {
-			if i, ok := p.Pick(selection.PickInfo{}); !ok || i != only {
+			if i, ok := pick(p, selection.PickInfo{}); !ok || i != only {
 				t.Fatalf("picked %d, %v; only %d is usable", i, ok, only)
 			}
 		}
@@ -238,7 +246,7 @@ func (s suite) testPart(t *testing.T) {
 				}
 			}
 			for range 20 {
-				i, ok := p.Pick(selection.PickInfo{Tried: tried})
+				i, ok := pick(p, selection.PickInfo{Tried: tried})
 				if ok != (len(open) > 0) || ok && !slices.Contains(open, i) {
 					t.Fatalf("indexes %v, tried %v: picked %d, %v", indexes, tried, i, ok)
 				}
@@ -259,16 +267,16 @@ func (s suite) testServices(t *testing.T) {
 	p := s.newPolicy().Build(snap)
 	in := selection.PickInfo{Call: &call.Call{Service: "a", Method: "M", Metadata: noMetadata{}}}
 	for range 20 {
-		if i, ok := p.Pick(in); !ok || i != 1 {
+		if i, ok := pick(p, in); !ok || i != 1 {
 			t.Fatalf("picked %d, %v for a service that only 1 serves", i, ok)
 		}
 	}
 	in.Tried = []int{1}
-	if i, ok := p.Pick(in); ok {
+	if i, ok := pick(p, in); ok {
 		t.Fatalf("picked %d, though the only one that serves was tried", i)
 	}
 	in.Call.Service = "b"
-	if i, ok := p.Pick(in); !ok || i != 0 {
+	if i, ok := pick(p, in); !ok || i != 0 {
 		t.Fatalf("picked %d, %v for a service that 0 serves as well", i, ok)
 	}
 }
@@ -282,12 +290,12 @@ func (s suite) testDisregard(t *testing.T) {
 	p := s.newPolicy().Build(snap)
 	in := selection.PickInfo{Disregard: upstream.Unhealthy}
 	for range 20 {
-		if i, ok := p.Pick(in); !ok || i == 2 {
+		if i, ok := pick(p, in); !ok || i == 2 {
 			t.Fatalf("picked %d, %v", i, ok)
 		}
 	}
 	in.Tried = []int{0, 1}
-	if i, ok := p.Pick(in); ok {
+	if i, ok := pick(p, in); ok {
 		t.Fatalf("picked %d, which drains", i)
 	}
 }
@@ -297,7 +305,7 @@ func (s suite) testConnected(t *testing.T) {
 	snap := Snapshot(3)
 	p := s.newPolicy().Build(snap)
 	in := selection.PickInfo{Connected: true}
-	if i, ok := p.Pick(in); ok {
+	if i, ok := pick(p, in); ok {
 		t.Fatalf("picked %d, which has no connection", i)
 	}
 	if _, ok := p.Pick(selection.PickInfo{}); !ok {
@@ -305,7 +313,7 @@ func (s suite) testConnected(t *testing.T) {
 	}
 	snap.Endpoints[1].State.SetConnected(time.Now())
 	for range 20 {
-		if i, ok := p.Pick(in); !ok || i != 1 {
+		if i, ok := pick(p, in); !ok || i != 1 {
 			t.Fatalf("picked %d, %v, want the one that has a connection", i, ok)
 		}
 	}
@@ -318,18 +326,18 @@ func (s suite) testNoRoom(t *testing.T) {
 	p := s.newPolicy().Build(snap)
 	snap.Endpoints[0].State.SetRoom(false)
 	for range 20 {
-		if i, ok := p.Pick(selection.PickInfo{}); !ok || i != 1 {
+		if i, ok := pick(p, selection.PickInfo{}); !ok || i != 1 {
 			t.Fatalf("picked %d, %v, want the one that has room", i, ok)
 		}
 	}
 	snap.Endpoints[1].State.SetRoom(false)
-	if i, ok := p.Pick(selection.PickInfo{}); ok {
+	if i, ok := pick(p, selection.PickInfo{}); ok {
 		t.Fatalf("picked %d, which has no room", i)
 	}
 	snap.Endpoints[0].State.SetServices(map[string]upstream.Service{"a": {}}, nil)
 	in := selection.PickInfo{Call: &call.Call{Service: "a"}, Disregard: upstream.NoRoom}
 	for range 20 {
-		if i, ok := p.Pick(in); !ok || i != 1 {
+		if i, ok := pick(p, in); !ok || i != 1 {
 			t.Fatalf("picked %d, %v, want the one that serves the service", i, ok)
 		}
 	}
@@ -344,7 +352,7 @@ func (s suite) testZeroWeights(t *testing.T) {
 	p := s.newPolicy().Build(snap)
 	counts := make([]int64, 3)
 	for range 3000 {
-		i, ok := p.Pick(selection.PickInfo{})
+		i, ok := pick(p, selection.PickInfo{})
 		if !ok {
 			t.Fatal("nothing picked")
 		}
@@ -405,7 +413,7 @@ func (s suite) testParallel(t *testing.T) {
 			tried := make([]int, 0, n)
 			for k := range picks {
 				tried = append(tried[:0], []int{0, 2}[:k%3]...)
-				i, ok := p.Pick(selection.PickInfo{Tried: tried})
+				i, ok := pick(p, selection.PickInfo{Tried: tried})
 				if !ok || i < 0 || i >= n || i == 1 || slices.Contains(tried, i) {
 					if !failed.Swap(true) {
 						t.Errorf("tried %v: picked %d, %v", tried, i, ok)
@@ -449,7 +457,7 @@ func (s suite) testEven(t *testing.T) {
 			open := openOf(snap, tt.tried)
 			counts := make([]int64, tt.n)
 			for range 6000 * len(open) {
-				i, ok := p.Pick(selection.PickInfo{Tried: tt.tried})
+				i, ok := pick(p, selection.PickInfo{Tried: tt.tried})
 				if !ok {
 					t.Fatal("nothing picked")
 				}
@@ -492,7 +500,7 @@ func (s suite) testWeighted(t *testing.T) {
 			for range 20 {
 				p := policy.Build(snap)
 				for range 2000 * len(open) {
-					i, ok := p.Pick(selection.PickInfo{Tried: tt.tried})
+					i, ok := pick(p, selection.PickInfo{Tried: tt.tried})
 					if !ok {
 						t.Fatal("nothing picked")
 					}
@@ -523,7 +531,7 @@ func (s suite) testBegin(t *testing.T) {
 	counts := make([]int64, n)
 	policy, snap := s.newPolicy(), Snapshot(n)
 	for range 6000 * n {
-		i, ok := policy.Build(snap).Pick(selection.PickInfo{})
+		i, ok := pick(policy.Build(snap), selection.PickInfo{})
 		if !ok {
 			t.Fatal("nothing picked")
 		}
@@ -549,7 +557,7 @@ func (s suite) testExact(t *testing.T) {
 		for round := range 100 { // After each round, and not only in the end.
 			var seen []int
 			for range open {
-				i, ok := p.Pick(selection.PickInfo{})
+				i, ok := pick(p, selection.PickInfo{})
 				if !ok {
 					t.Fatalf("%s: nothing picked", name)
 				}
@@ -571,7 +579,7 @@ func (s suite) testExactParallel(t *testing.T) {
 		for range workers() {
 			wg.Go(func() {
 				for range share * len(open) {
-					if i, ok := p.Pick(selection.PickInfo{}); ok {
+					if i, ok := pick(p, selection.PickInfo{}); ok {
 						counts[i].Add(1)
 					}
 				}
@@ -596,7 +604,7 @@ func (s suite) testOrdered(t *testing.T) {
 		}
 		tried := rng.Perm(6)[:rng.IntN(4)]
 		open := openOf(snap, tried)
-		i, ok := p.Pick(selection.PickInfo{Tried: tried})
+		i, ok := pick(p, selection.PickInfo{Tried: tried})
 		if ok != (len(open) > 0) || ok && i != open[0] {
 			t.Fatalf("open %v: picked %d, %v", open, i, ok)
 		}
@@ -612,7 +620,7 @@ func (s suite) testLeast(t *testing.T) {
 	p := s.newPolicy().Build(snap)
 	counts := make([]int64, n)
 	for range 10_000 * n {
-		i, ok := p.Pick(selection.PickInfo{})
+		i, ok := pick(p, selection.PickInfo{})
 		if !ok {
 			t.Fatal("nothing picked")
 		}

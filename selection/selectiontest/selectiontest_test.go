@@ -26,7 +26,10 @@ type picker struct {
 	next atomic.Int64
 }
 
-func (p *picker) Pick(in selection.PickInfo) (int, bool) { return p.f(p.s, &p.next, in) }
+func (p *picker) Pick(in selection.PickInfo) (selection.Pick, bool) {
+	index, ok := p.f(p.s, &p.next, in)
+	return selection.Pick{Index: index}, ok
+}
 
 // walk goes from i to the next open endpoint.
 func walk(s *upstream.Snapshot, i int, tried []int) (int, bool) {
@@ -80,12 +83,13 @@ var broken = map[string]struct {
 	"does not count": {policyFunc(func(s *upstream.Snapshot, next *atomic.Int64, in selection.PickInfo) (int, bool) {
 		return walk(s, int(next.Add(1)), in.Tried)
 	}), selectiontest.Traits{Least: true}, []string{"least"}},
+	"allocates an audience": {spendthrift{}, selectiontest.Traits{}, []string{"allocations"}},
 	"allocates to learn": {forgetful(func(_ *learner, index int) {
 		sink = append([]int(nil), index, len(sink))
 	}), selectiontest.Traits{}, []string{"learning_allocations"}},
 	"takes an index for a place": {forgetful(func(l *learner, index int) {
 		l.latencies[index].Load()
-	}), selectiontest.Traits{}, []string{"learning_about_others"}},
+	}), selectiontest.Traits{}, []string{"learning_about_parts"}},
 	"forgets": {forgetful(nil), selectiontest.Traits{Remembers: true}, []string{"remembers"}},
 }
 
@@ -96,13 +100,16 @@ type learner struct {
 	s         *upstream.Snapshot
 	latencies []atomic.Int64
 	each      func(l *learner, index int)
+	audience  selection.Audience
 }
 
 func (f forgetful) Build(s *upstream.Snapshot) selection.Picker {
-	return &learner{s, make([]atomic.Int64, len(s.Endpoints)), f}
+	l := &learner{s: s, latencies: make([]atomic.Int64, len(s.Endpoints)), each: f}
+	l.audience.Learner, l.audience.Needs = l, selection.Needs{Attempts: true, FirstMessage: true}
+	return l
 }
 
-func (l *learner) Pick(in selection.PickInfo) (index int, ok bool) {
+func (l *learner) Pick(in selection.PickInfo) (pick selection.Pick, ok bool) {
 	least := int64(0)
 	for i := range l.s.Endpoints {
 		e := &l.s.Endpoints[i]
@@ -110,26 +117,39 @@ func (l *learner) Pick(in selection.PickInfo) (index int, ok bool) {
 			continue
 		}
 		if x := l.latencies[i].Load() + e.State.Active(); !ok || x < least {
-			index, least, ok = e.Index, x, true
+			pick, least, ok = selection.Pick{Index: e.Index, Audience: &l.audience, Token: uint64(i)}, x, true
 		}
 	}
-	return index, ok
+	return pick, ok
 }
 
-func (*learner) Needs() selection.Needs { return selection.Needs{Attempts: true, FirstMessage: true} }
-
-func (l *learner) Responded(index int, latency time.Duration) {
-	for i := range l.s.Endpoints {
-		if l.s.Endpoints[i].Index == index {
-			l.latencies[i].Store(int64(latency))
-		}
-	}
+func (l *learner) Responded(p selection.Pick, latency time.Duration) {
+	l.latencies[p.Token].Store(int64(latency))
 	if l.each != nil {
-		l.each(l, index)
+		l.each(l, p.Index)
 	}
 }
 
-func (*learner) Done(int, *call.Attempt) {}
+func (*learner) Done(selection.Pick, *call.Attempt) {}
+
+// spendthrift is a policy that makes an audience for each pick.
+type spendthrift struct{ selection.Random }
+
+func (p spendthrift) Build(s *upstream.Snapshot) selection.Picker {
+	return &spending{Picker: p.Random.Build(s)}
+}
+
+type spending struct {
+	selection.Picker
+	last atomic.Pointer[selection.Audience]
+}
+
+func (p *spending) Pick(in selection.PickInfo) (selection.Pick, bool) {
+	pick, ok := p.Picker.Pick(in)
+	pick.Audience = new(selection.Audience)
+	p.last.Store(pick.Audience)
+	return pick, ok
+}
 
 const faultVar = "SELECTIONTEST_FAULT"
 
