@@ -205,7 +205,10 @@ func (p *orcaPicker) Pick(in PickInfo) (Pick, bool) {
 	if s == nil {
 		s = p.shares
 	}
-	return p.result(p.turns.take(s, &in))
+	if s != nil {
+		return p.result(p.turns.takeByShare(s, &in))
+	}
+	return p.result(p.turns.takeInTurn(&in))
 }
 
 // deal makes the schedule of what is known now.

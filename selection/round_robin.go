@@ -72,14 +72,11 @@ const (
 )
 
 // Pick implements [Picker].
-func (p *roundRobin) Pick(in PickInfo) (Pick, bool) { return p.result(p.take(p.shares, &in)) }
-
-// take returns the place of the endpoint whose turn it is, dealt by the shares, if there are any.
-func (p *roundRobin) take(s *shares, in *PickInfo) (place int, ok bool) {
-	if s != nil {
-		return p.takeByShare(s, in)
+func (p *roundRobin) Pick(in PickInfo) (Pick, bool) {
+	if p.shares != nil {
+		return p.result(p.takeByShare(p.shares, &in))
 	}
-	return p.takeInTurn(in)
+	return p.result(p.takeInTurn(&in))
 }
 
 // takeByShare takes turns until one is an open endpoint's.
