@@ -171,13 +171,10 @@ func (w *wheel) search(all sums, h uint64, in *PickInfo) (place int, ok bool) {
 	return place, true
 }
 
-// mixStep is what SplitMix64 adds from one number to the next.
-const mixStep = 0x9e3779b97f4a7c15
-
 // mix makes a hash of a number of which any bit may differ from that of another: the finalizer of SplitMix64 (Steele, Lea
 // and Flood, "Fast splittable pseudorandom number generators", 2014).
 func mix(x uint64) uint64 {
-	x += mixStep
+	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
 	return x ^ x>>31

@@ -18,30 +18,29 @@ import (
 func init() { caddy.RegisterModule(new(RingHash)) }
 
 const (
-	agreedMaxRing = 4096 // gRFC A42
-	maxRing       = 8_388_608
+	// gRFC A42. Envoy's default for the smallest ring is the same, and for the largest maxRing.
+	defaultMinRing = 1024
+	defaultMaxRing = 4096
+
+	maxRing = 8_388_608
 )
 
 // RingHash sends calls with the same key to the same endpoint. Endpoints have many points each on a ring, by the hash of
-// their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used or
-// goes, its keys are spread over the others by their weights, and when one comes or gets more weight, it takes keys from all
-// of them; no other keys move.
+// their address, and a call goes to the first point at or after the hash of its key. When an endpoint cannot be used, its
+// keys are spread over the others, and no other keys move.
 //
-// It is gRPC's and Envoy's algorithm (gRFC A42, A76) but for the number of points. Theirs gives each endpoint fewer, the
-// more endpoints there are, so that up to a tenth of all keys move without need when one comes or goes; ours does not.
-// With `min_ring_size`, the ring is theirs, and they and we agree about who gets a key. The entry `hash_key` of an
-// endpoint's metadata stands for its address, so that an endpoint can keep its keys under a new one.
+// It is gRPC's and Envoy's algorithm (gRFC A42, A76): they and we agree about who gets a key. An endpoint's number of points
+// depends on the others' weights, so when one comes, goes or changes its weight, some keys move between others too;
+// `maglev` moves few of them, and `rendezvous` none. The entry `hash_key` of an endpoint's metadata stands for its address,
+// so that an endpoint can keep its keys under a new one.
 type RingHash struct {
 	Hashing
 
-	// Make the ring as gRPC clients and Envoy do: with at least so many points, all endpoints together, 1 to 8388608.
-	// Their default is 1024. Default: an endpoint has 512 points for each unit of its weight, as long as there is room.
+	// The least number of points, all endpoints together, 1 to 8388608. Default: `1024`.
 	MinRingSize uint64 `json:"min_ring_size,omitempty"`
 
-	// How much room there is on the ring, 1 to 8388608. It is divided into so many stretches, rounded down to a power of
-	// two, but at least into four per endpoint; each has room for two points. With `min_ring_size`, it is the largest number
-	// of points, but one per endpoint if there are more endpoints than that. A point takes 14 bytes. Default: `65536`, with
-	// `min_ring_size` that of gRPC clients, `4096`.
+	// The largest number of points, 1 to 8388608, but one per endpoint if there are more endpoints than that. A point takes
+	// 14 bytes. Default: that of gRPC clients, `4096`; Envoy's is `8388608`.
 	MaxRingSize uint64 `json:"max_ring_size,omitempty"`
 
 	// Let no endpoint have more calls in flight than so many percent of the average, at least 100; a call goes on to the
@@ -87,35 +86,35 @@ func (p *RingHash) Validate() error {
 			return fmt.Errorf("%s: %d is above the largest ring, %d", f.name, f.size, maxRing)
 		}
 	}
-	if high := p.maxSize(); p.MinRingSize > high {
-		return fmt.Errorf("min_ring_size: %d is above max_ring_size, %d", p.MinRingSize, high)
+	switch low, high := p.sizes(); {
+	case low <= high:
+	case p.MinRingSize == 0:
+		return fmt.Errorf("max_ring_size: %d is below min_ring_size, which is %d by default; set that too", high, low)
+	case p.MaxRingSize == 0:
+		return fmt.Errorf("min_ring_size: %d is above max_ring_size, which is %d by default; set that too", low, high)
+	default:
+		return fmt.Errorf("min_ring_size: %d is above max_ring_size, %d", low, high)
 	}
 	return checkBalanceFactor(p.BalanceFactor)
 }
 
-func (p *RingHash) maxSize() uint64 {
-	if p.MinRingSize == 0 {
-		return cmp.Or(p.MaxRingSize, stableSize)
-	}
-	return cmp.Or(p.MaxRingSize, agreedMaxRing)
+func (p *RingHash) sizes() (low, high uint64) {
+	return cmp.Or(p.MinRingSize, defaultMinRing), cmp.Or(p.MaxRingSize, defaultMaxRing)
 }
 
 // Build implements [Policy].
 func (p *RingHash) Build(s *upstream.Snapshot) Picker {
-	w := wheel{hashed: p.hashed(s), bound: newBound(p.BalanceFactor, s)}
-	if p.MinRingSize == 0 {
-		points, slots := stablePoints(s, int(p.maxSize()))
-		return newRing(w, points, slots)
-	}
-	high := max(int(p.maxSize()), len(s.Endpoints))
-	points, slots := agreedPoints(s, agreedShares(s, float64(p.MinRingSize), float64(high)))
-	return newRing(w, points, slots)
+	low, high := p.sizes()
+	// Unlike theirs, the ring has as many points as there are endpoints at least: with fewer, some would never be picked.
+	high = max(high, uint64(len(s.Endpoints)))
+	points, slots := ringPoints(s, ringShares(s, float64(low), float64(high)))
+	return newRing(wheel{hashed: p.hashed(s), slots: slots, bound: newBound(p.BalanceFactor, s)}, points)
 }
 
-// agreedShares returns how many points each endpoint has in the rings of gRPC and Envoy (gRFC A42, ring_hash_lb.cc): with
+// ringShares returns how many points each endpoint has in the rings of gRPC and Envoy (gRFC A42, ring_hash_lb.cc): with
 // weights that add up to 1, scale = min(ceil(min_weight * min_size) / min_weight, max_size), and in the order of the ring an
 // endpoint gets the points up to where the sum of its predecessors' and its own weight × scale is.
-func agreedShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
+func ringShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
 	sum, least := 0.0, math.Inf(1)
 	for i := range s.Endpoints {
 		w := float64(s.Endpoints[i].EffectiveWeight())
@@ -123,7 +122,6 @@ func agreedShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
 		least = min(least, w)
 	}
 	least /= sum
-	// Unlike theirs, a ring has room for all endpoints: with more endpoints than points, some would never be picked.
 	scale := min(math.Ceil(least*minSize)/least, maxSize)
 	shares := make([]int, len(s.Endpoints))
 	var have, target float64
@@ -137,9 +135,9 @@ func agreedShares(s *upstream.Snapshot, minSize, maxSize float64) []int {
 	return shares
 }
 
-// agreedPoints returns the hashes of the ring's points in order, and to whom they belong. An endpoint's points are XXH64 of
+// ringPoints returns the hashes of the ring's points in order, and to whom they belong. An endpoint's points are XXH64 of
 // "<key>_<number>" (gRFC A42, ring_hash_lb.cc).
-func agreedPoints(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32) {
+func ringPoints(s *upstream.Snapshot, shares []int) (points []uint64, slots []int32) {
 	type point struct {
 		hash        uint64
 		place, rank int32 // The rank is the endpoint's in order: two may have the same key.
@@ -181,8 +179,7 @@ type ring struct {
 	shift int // leaves the first bits
 }
 
-func newRing(w wheel, points []uint64, slots []int32) *ring {
-	w.slots = slots
+func newRing(w wheel, points []uint64) *ring {
 	first := bits.Len(uint(len(points) / 4)) // two to four points have the same first bits
 	r := &ring{wheel: w, points: points, start: make([]int32, 1<<first), shift: 64 - first}
 	i := 0

@@ -87,7 +87,7 @@ func serverOf(ctx context.Context, conn *grpc.ClientConn, values ...string) (str
 	return at.Addr.String(), nil
 }
 
-// grpc-go's own ring_hash sends each key to the same endpoint as ours: with weights, with hash keys, with other ring
+// grpc-go's own ring_hash sends each key to the same endpoint as ours: as it is, with weights, with hash keys, with other ring
 // sizes, with several values, and when an endpoint is gone.
 func TestRingHashAgreesWithGRPC(t *testing.T) {
 	tests := []struct {
@@ -95,9 +95,9 @@ func TestRingHashAgreesWithGRPC(t *testing.T) {
 		low, high int
 		change    func(e *upstream.Endpoint)
 	}{
-		{"equal", 1024, 4096, nil},
+		{"defaults", 0, 0, nil},
 		{"small ring", 3, 20, nil},
-		{"weights", 1024, 4096, func(e *upstream.Endpoint) { e.Weight = uint32(1 + e.Index*e.Index) }},
+		{"weights", 0, 0, func(e *upstream.Endpoint) { e.Weight = uint32(1 + e.Index*e.Index) }},
 		{"weights, at the limit", 1000, 1100, func(e *upstream.Endpoint) { e.Weight = uint32(1 + e.Index*100) }},
 		{"hash keys", 1024, 4096, func(e *upstream.Endpoint) {
 			e.Metadata = map[string]string{"hash_key": fmt.Sprint("pod-", 7-e.Index)}
@@ -114,8 +114,11 @@ func TestRingHashAgreesWithGRPC(t *testing.T) {
 				}
 			}
 			conn := dialRing(t, s, tt.low, tt.high)
-			ours := mustLoad(fmt.Sprintf(
-				`{"policy":"ring_hash","keys":[{"source":"header","name":"k"}],"min_ring_size":%d,"max_ring_size":%d}`, tt.low, tt.high)).Build(s)
+			config := hashPolicies["ring_hash"]
+			if tt.low != 0 {
+				config = fmt.Sprintf(`%s,"min_ring_size":%d,"max_ring_size":%d}`, config[:len(config)-1], tt.low, tt.high)
+			}
+			ours := mustLoad(config).Build(s)
 			agree := func(k int, try func(values ...string) (string, error)) {
 				t.Helper()
 				v := []string{fmt.Sprint("user-", k), "second"}[:1+k%2]
