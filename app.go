@@ -20,18 +20,10 @@ func init() {
 // them is, and has no settings.
 type App struct {
 	// All under running.mu.
-	proxies   []proxy // replaced, never changed
+	proxies   []*Handler // replaced, never changed
 	reporters []*Health
 	stopping  bool
 	granted   map[*caddyhttp.Server]struct{}
-}
-
-// proxy is a grpc_proxy with what grpc_health needs to know of it.
-type proxy struct {
-	*Handler
-	// services must be serving on each of the endpoints. perRPC: there are others, of which each endpoint has its own.
-	services []string
-	perRPC   bool
 }
 
 const appName = "grpc_proxy"
@@ -106,10 +98,9 @@ func (a *App) Cleanup() error {
 
 // join and leave are called by a handler that begins and one that ends. A handler outside of a server never joined.
 func (a *App) join(h *Handler) {
-	p := proxy{h, h.HealthChecks.Services(), h.HealthChecks.PerRPC()}
 	running.mu.Lock()
 	defer running.mu.Unlock()
-	a.proxies = append(slices.Clip(a.proxies), p)
+	a.proxies = append(slices.Clip(a.proxies), h)
 }
 
 func (a *App) leave(h *Handler) {
@@ -117,7 +108,7 @@ func (a *App) leave(h *Handler) {
 		return
 	}
 	running.mu.Lock()
-	a.proxies = slices.DeleteFunc(slices.Clone(a.proxies), func(p proxy) bool { return p.Handler == h })
+	a.proxies = slices.DeleteFunc(slices.Clone(a.proxies), func(p *Handler) bool { return p == h })
 	running.mu.Unlock()
 	running.tell()
 }
@@ -172,7 +163,7 @@ func (c *configurations) removeLocked(a *App) {
 
 // look returns the proxies of the configuration that counts, and those of the one that asks. up is false if nothing is
 // running, or not for long any more.
-func (c *configurations) look(own *App) (current, ours []proxy, up bool) {
+func (c *configurations) look(own *App) (current, ours []*Handler, up bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if own != nil {

@@ -170,7 +170,7 @@ func TestWaitsForGoodEndpoints(t *testing.T) {
 		}
 		s.Clear(r)
 	}
-	s.SetServices(map[string]upstream.Service{"a": {}, "b": {Usable: true}}, nil)
+	s.SetNotServing("a")
 	if _, ok := x.connecting(); ok {
 		t.Error("the call waits for an endpoint that does not serve its service")
 	}

@@ -48,7 +48,7 @@ func parseCaddyfile(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	    # health, asked for
 //	    health_check            grpc|tcp|http|off
 //	    health_mode             auto|watch|check
-//	    health_services         <names...>|per_rpc
+//	    health_services         <names...>
 //	    health_port             <port>
 //	    health_interval         <duration>
 //	    health_timeout          <duration>

@@ -174,7 +174,7 @@ func (p *parser) healthServices() error {
 	for _, arg := range args {
 		switch {
 		case arg == "per_rpc":
-			g.PerRPC = true
+			return p.Errf("health_services: there is no per_rpc any more; list the services: health_services my.pkg.Service …")
 		case slices.Contains(g.Services, arg):
 			return p.Errf("health_services names %q twice", arg)
 		default:

@@ -74,7 +74,7 @@ func (x *exchange) connecting() (pick selection.Pick, ok bool) {
 		if !s.Has(upstream.Backoff) || !s.UsableExcept(ignore) || slices.Contains(x.tried, i) || slices.Contains(x.passed, i) {
 			continue
 		}
-		if is, asked := s.Services()[x.call.Service]; asked && !is.Usable && !x.cur.Panic {
+		if !s.Serves(x.call.Service) && !x.cur.Panic {
 			continue
 		}
 		if e.For(x.call.ClientIP).Ask() && !ok {

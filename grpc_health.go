@@ -149,7 +149,7 @@ func (h *Health) checkNames() error {
 }
 
 // checkGroups refuses groups that no grpc_proxy of the configuration is.
-func (h *Health) checkGroups(proxies []proxy) error {
+func (h *Health) checkGroups(proxies []*Handler) error {
 	if len(proxies) == 0 {
 		return errors.New("grpc_health has no upstreams to answer for: there is no grpc_proxy in the configuration")
 	}

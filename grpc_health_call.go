@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
@@ -24,8 +23,6 @@ const (
 	// maxHealthList: "The server may respond with a RESOURCE_EXHAUSTED error if too many services exist" (health.proto); gRFC
 	// A90 puts the limit at 100.
 	maxHealthList = 100
-	// healthPatience is how long a Check waits for what upstreams say about a service that nobody has asked about before.
-	healthPatience = 2 * time.Second
 	// healthStall is how long a client may leave a message of a Watch in the way. It must not hold up an exit for longer
 	// than calls do.
 	healthStall = defaultExitTimeout
@@ -155,40 +152,12 @@ func (c *healthCall) interrupted() healthStatus {
 
 // check answers Check. health.proto: "If the requested service is unknown, the call will fail with status NOT_FOUND."
 func (c *healthCall) check(name string) healthStatus {
-	r := c.h.report(name)
-	if r.pending {
-		if r = c.wait(name); c.ctx.Err() != nil {
-			return c.interrupted()
-		}
-	}
-	if r.status == grpcwire.ServiceUnknown {
+	status := c.h.report(name)
+	if status == grpcwire.ServiceUnknown {
 		return healthFailure(grpcwire.NotFound, "unknown service %q", name)
 	}
-	_ = c.send(grpcwire.AppendHealthResponse(nil, r.status))
+	_ = c.send(grpcwire.AppendHealthResponse(nil, status))
 	return healthStatus{}
-}
-
-// wait gives upstreams the time to say whether they know a service.
-func (c *healthCall) wait(name string) report {
-	w := c.h.watch(name)
-	defer c.h.unwatch(name, w)
-	patience := time.NewTimer(healthPatience)
-	defer patience.Stop()
-	for {
-		r, changed := c.h.now(w)
-		if !r.pending {
-			return r
-		}
-		select {
-		case <-changed:
-		case <-patience.C:
-			return r
-		case <-c.ctx.Done():
-			return r
-		case <-c.h.over:
-			return report{status: grpcwire.NotServing}
-		}
-	}
 }
 
 // watch answers Watch. health.proto: "The server will immediately send back a message indicating the current serving
@@ -201,14 +170,14 @@ func (c *healthCall) watch(name string) healthStatus {
 	w := c.h.watch(name)
 	defer c.h.unwatch(name, w)
 	flusher := http.NewResponseController(c.w)
-	var last report
+	var last grpcwire.ServingStatus
 	tell := func() (<-chan struct{}, error) {
-		r, changed := c.h.now(w)
-		if r.status == last.status { // which no report has before the first
+		status, changed := c.h.now(w)
+		if status == last { // which no report is before the first
 			return changed, nil
 		}
-		last = r
-		if err := c.send(grpcwire.AppendHealthResponse(nil, r.status)); err != nil {
+		last = status
+		if err := c.send(grpcwire.AppendHealthResponse(nil, status)); err != nil {
 			return nil, err
 		}
 		return changed, flusher.Flush()

@@ -10,89 +10,52 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
-// report is the answer about one name.
-type report struct {
-	status grpcwire.ServingStatus
-	// pending: upstreams are being asked about the service for the first time.
-	pending bool
-}
-
-// report finds the answer about a name: of everything, of a group, or of a service.
-func (h *Health) report(name string) report {
+// report finds the answer about a name: of everything, of a group, or of a service. The upstreams that count for a service are
+// those of the proxies that name it: another proxy's know nothing of it, and need not.
+func (h *Health) report(name string) grpcwire.ServingStatus {
 	current, ours, up := running.look(h.app)
 	if !up {
-		return report{status: grpcwire.NotServing}
+		return grpcwire.NotServing
 	}
-	scope := h.scope(current)
-	t := newTally(scope)
+	scope, service := h.scope(current), ""
 	switch {
 	case name == "":
-		for _, p := range scope {
-			t.add(p, nil)
-		}
 	case h.isGroup(name, current, ours):
-		for _, p := range scope {
-			if p.Group == name {
-				t.add(p, nil)
-			}
-		}
+		scope = only(scope, func(p *Handler) bool { return p.Group == name })
 	default:
-		return h.reportService(name, scope)
+		service = name
+		scope = only(scope, func(p *Handler) bool { return slices.Contains(p.HealthChecks.Services(), name) })
+		if len(scope) == 0 {
+			return grpcwire.ServiceUnknown
+		}
 	}
-	return report{status: t.status(h.percent)}
+	t := newTally(scope)
+	for _, p := range scope {
+		t.add(p, service)
+	}
+	return t.status(h.percent)
 }
 
 // scope are the proxies that the handler answers for.
-func (h *Health) scope(proxies []proxy) []proxy {
+func (h *Health) scope(proxies []*Handler) []*Handler {
 	if len(h.Groups) == 0 {
 		return proxies
 	}
-	return slices.DeleteFunc(slices.Clone(proxies), func(p proxy) bool { return !slices.Contains(h.Groups, p.Group) })
+	return only(proxies, func(p *Handler) bool { return slices.Contains(h.Groups, p.Group) })
+}
+
+func only(proxies []*Handler, are func(*Handler) bool) []*Handler {
+	return slices.DeleteFunc(slices.Clone(proxies), func(p *Handler) bool { return !are(p) })
 }
 
 // isGroup tells a group's name from a service's. While a configuration is about to start, it counts as well as the one that
 // is running.
-func (h *Health) isGroup(name string, current, ours []proxy) bool {
+func (h *Health) isGroup(name string, current, ours []*Handler) bool {
 	if len(h.Groups) > 0 {
 		return slices.Contains(h.Groups, name)
 	}
-	has := func(p proxy) bool { return p.Group == name }
+	has := func(p *Handler) bool { return p.Group == name }
 	return slices.ContainsFunc(current, has) || slices.ContainsFunc(ours, has)
-}
-
-// reportService finds the answer about a service. The upstreams that count are those of the proxies where at least one
-// upstream has it: another proxy's know nothing of it, and need not.
-func (h *Health) reportService(name string, scope []proxy) report {
-	t := newTally(scope)
-	known, pending := false, false
-	for _, p := range scope {
-		switch {
-		case slices.Contains(p.services, name):
-			known = true
-			t.add(p, nil)
-		case p.perRPC:
-			has := false
-			for _, e := range p.cluster.View().Live() {
-				is, asked := e.State.Service(name)
-				has = has || asked && is.Known == upstream.Has
-				pending = pending || asked && is.Known == upstream.Unsure
-			}
-			if has {
-				known = true
-				t.add(p, func(s *upstream.State) bool {
-					is, asked := s.Service(name)
-					return asked && is.Usable && is.Known == upstream.Has
-				})
-			}
-		}
-	}
-	switch {
-	case known:
-		return report{status: t.status(h.percent)}
-	case pending:
-		return report{status: grpcwire.NotServing, pending: true}
-	}
-	return report{status: grpcwire.ServiceUnknown}
 }
 
 // tally counts upstreams, each once, however many handlers share it.
@@ -101,15 +64,16 @@ type tally struct {
 	serving, total int
 }
 
-func newTally(scope []proxy) tally {
+func newTally(scope []*Handler) tally {
 	if len(scope) < 2 {
 		return tally{}
 	}
 	return tally{seen: make(map[*transport.Endpoint]struct{})}
 }
 
-// add counts the upstreams of a proxy. serves, if it is not nil, has a say in which are serving.
-func (t *tally) add(p proxy, serves func(*upstream.State) bool) {
+// add counts the upstreams of a proxy, and how many of them serve the service. The empty one is being served by all that are
+// usable.
+func (t *tally) add(p *Handler, service string) {
 	for _, e := range p.cluster.View().Live() {
 		if e.State.Has(upstream.Draining) {
 			continue
@@ -122,7 +86,7 @@ func (t *tally) add(p proxy, serves func(*upstream.State) bool) {
 		}
 		t.total++
 		// Being full or on trial comes and goes with single calls.
-		if e.State.UsableExcept(upstream.Momentary) && (serves == nil || serves(e.State)) {
+		if e.State.UsableForExcept(service, upstream.Momentary) {
 			t.serving++
 		}
 	}
@@ -150,23 +114,13 @@ func (h *Health) list() []listed {
 		if p.Group != "" {
 			names[p.Group] = struct{}{}
 		}
-		for _, s := range p.services {
+		for _, s := range p.HealthChecks.Services() {
 			names[s] = struct{}{}
-		}
-		if !p.perRPC {
-			continue
-		}
-		for _, e := range p.cluster.View().Live() {
-			for name, is := range e.State.Services() {
-				if is.Known == upstream.Has { // others were made up by clients
-					names[name] = struct{}{}
-				}
-			}
 		}
 	}
 	list := make([]listed, 0, len(names))
 	for name := range maps.Keys(names) {
-		list = append(list, listed{name, h.report(name).status})
+		list = append(list, listed{name, h.report(name)})
 	}
 	slices.SortFunc(list, func(a, b listed) int { return cmp.Compare(a.name, b.name) })
 	return list

@@ -22,7 +22,7 @@ func BenchmarkHealthReport(b *testing.B) {
 			defer running.remove(app)
 			h := &Health{app: app, percent: 50}
 			for b.Loop() {
-				if r := h.report(""); r.status != grpcwire.Serving {
+				if r := h.report(""); r != grpcwire.Serving {
 					b.Fatal(r)
 				}
 			}

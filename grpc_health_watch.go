@@ -1,12 +1,14 @@
 package grpcproxy
 
+import "github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+
 // watched is a name that calls wait for news about, shared by all of them.
 type watched struct {
 	calls int
 	// The rest is under the Health's mu.
-	report  report
-	known   bool          // report has been found out
-	changed chan struct{} // closed and replaced when report changes
+	status  grpcwire.ServingStatus
+	known   bool          // status has been found out
+	changed chan struct{} // closed and replaced when status changes
 }
 
 // watch begins to follow a name. unwatch is its counterpart.
@@ -24,10 +26,10 @@ func (h *Health) watch(name string) *watched {
 	known := w.known
 	h.mu.Unlock()
 	if !known { // found out after subscribing, so that no change is missed
-		r := h.report(name)
+		status := h.report(name)
 		h.mu.Lock()
 		if !w.known { // else somebody has newer news
-			w.report, w.known = r, true
+			w.status, w.known = status, true
 		}
 		h.mu.Unlock()
 		h.lookAgain()
@@ -47,10 +49,10 @@ func (h *Health) unwatch(name string, w *watched) {
 }
 
 // now is what is known about the name, and what is closed when that changes.
-func (h *Health) now(w *watched) (report, <-chan struct{}) {
+func (h *Health) now(w *watched) (grpcwire.ServingStatus, <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return w.report, w.changed
+	return w.status, w.changed
 }
 
 // lookAgain brings what is known about the watched names up to date. It does not block.
@@ -91,15 +93,15 @@ func (h *Health) look() {
 	}
 }
 
-// set makes a report known to the calls that follow the name.
-func (h *Health) set(name string, r report) {
+// set makes a status known to the calls that follow the name.
+func (h *Health) set(name string, status grpcwire.ServingStatus) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	w := h.names[name]
-	if w == nil || w.known && w.report == r {
+	if w == nil || w.known && w.status == status {
 		return
 	}
-	w.report, w.known = r, true
+	w.status, w.known = status, true
 	close(w.changed)
 	w.changed = make(chan struct{})
 }

@@ -25,8 +25,8 @@ func TestChanged(t *testing.T) {
 		}{
 			{"unhealthy", func() { s.Set(upstream.Unhealthy) }},
 			{"draining besides", func() { s.Drain("") }},
-			{"services", func() { s.SetServices(map[string]upstream.Service{"a": {}}, nil) }},
-			{"no services", func() { s.SetServices(nil, nil) }},
+			{"a service", func() { s.SetNotServing("a") }},
+			{"no service", func() { s.SetNotServing() }},
 			{"not draining", func() { s.Undrain() }},
 			{"healthy", func() { s.Clear(upstream.Unhealthy) }},
 			{"a new list", func() { sink.Update(endpoints(1, 2)); settle() }},

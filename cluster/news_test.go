@@ -53,13 +53,13 @@ func TestNews(t *testing.T) {
 			t.Error("not told that no verdict is due any more")
 		}
 		got = told()
-		ends[2].State.SetServices(map[string]upstream.Service{"a": {}}, nil)
+		ends[2].State.SetNotServing("a")
 		ends[2].State.Clear(upstream.Unhealthy)
 		if !got() {
 			t.Error("not told that an endpoint is back")
 		}
 		got = told()
-		ends[2].State.SetServices(map[string]upstream.Service{"a": {Usable: true}}, nil)
+		ends[2].State.SetNotServing()
 		if !got() {
 			t.Error("not told of services")
 		}

@@ -117,25 +117,6 @@ func (w *healthWatch) next(want string) {
 	}
 }
 
-// passes waits for a status, whatever is told before.
-func (w *healthWatch) passes(want string) {
-	w.t.Helper()
-	deadline := time.After(long)
-	for {
-		select {
-		case got := <-w.told:
-			switch {
-			case got == want:
-				return
-			case strings.HasPrefix(got, "rpc error"):
-				w.t.Fatalf("watching %q: ended with %s, want %s", w.name, got, want)
-			}
-		case <-deadline:
-			w.t.Fatalf("watching %q: %s was not told", w.name, want)
-		}
-	}
-}
-
 func (w *healthWatch) quiet() {
 	w.t.Helper()
 	select {
@@ -301,23 +282,23 @@ grpc_health`, gate, proxytest.FreeAddress(t))})
 	w.next("SERVING")
 }
 
-// TestGRPCHealthServices: services are known where health checks know them: by configuration, or because upstreams that are
-// asked per RPC have them. What clients make up is not, and not listed.
+// TestGRPCHealthServices: services are known that grpc_proxy blocks name, with the upstreams of these blocks.
 func TestGRPCHealthServices(t *testing.T) {
 	wiretest.CheckLeaks(t)
-	perRPC, named := start(t, 2), start(t, 1)
-	for _, b := range perRPC {
+	two, one := start(t, 2), start(t, 1)
+	for _, b := range two {
 		b.Health.SetServingStatus("pkg.A", serving)
 	}
-	perRPC[0].Health.SetServingStatus("pkg.Half", serving)
-	named[0].Health.SetServingStatus("pkg.N", serving)
+	two[0].Health.SetServingStatus("pkg.Half", serving)
+	two[0].Health.SetServingStatus("pkg.Unnamed", serving)
+	one[0].Health.SetServingStatus("pkg.N", serving)
 	p := proxytest.Start(t, proxytest.Options{Site: `
-@named header x-to named
-grpc_proxy @named` + addrs(named) + ` {
+@one header x-to one
+grpc_proxy @one` + addrs(one) + ` {
 	health_services pkg.N
 }
-grpc_proxy` + addrs(perRPC) + ` {
-	health_services per_rpc
+grpc_proxy` + addrs(two) + ` {
+	health_services pkg.A pkg.Half pkg.Later
 }
 @all header x-rule all
 grpc_health @all {
@@ -326,36 +307,33 @@ grpc_health @all {
 grpc_health`})
 	c := askHealth(t, p.H2C)
 	c.becomes("", "SERVING", "x-rule", "all")
-	// The first question about a service waits for what the upstreams say.
-	if got := c.check("pkg.A"); got != "SERVING" {
-		t.Errorf("pkg.A is %s at once", got)
+	for name, want := range map[string]string{"pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.N": "SERVING", "pkg.Later": "NOT_SERVING", "pkg.Unnamed": "NotFound"} {
+		if got := c.check(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
 	}
-	c.becomes("pkg.A", "SERVING", "x-rule", "all")
-	for name, want := range map[string]string{"pkg.Half": "SERVING", "pkg.N": "SERVING", "pkg.MadeUp": "NotFound"} {
-		c.becomes(name, want)
+	for name, want := range map[string]string{"pkg.A": "SERVING", "pkg.Half": "NOT_SERVING"} {
+		if got := c.check(name, "x-rule", "all"); got != want {
+			t.Errorf("%s is %s where all must serve it, want %s", name, got, want)
+		}
 	}
-	if got := c.check("pkg.Half", "x-rule", "all"); got != "NOT_SERVING" {
-		t.Errorf("a service that one of two upstreams has is %s, want all", got)
-	}
-	if got, want := c.list(), map[string]string{"": "SERVING", "pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.N": "SERVING"}; !maps.Equal(got, want) {
+	if got, want := c.list(), map[string]string{"": "SERVING", "pkg.A": "SERVING", "pkg.Half": "SERVING", "pkg.Later": "NOT_SERVING", "pkg.N": "SERVING"}; !maps.Equal(got, want) {
 		t.Errorf("List: %v, want %v", got, want)
 	}
-	a, n, whole, later := c.watch("pkg.A"), c.watch("pkg.N"), c.watch(""), c.watch("pkg.Later")
+	a, n, whole, later, unnamed := c.watch("pkg.A"), c.watch("pkg.N"), c.watch(""), c.watch("pkg.Later"), c.watch("pkg.Unnamed")
 	for _, w := range []*healthWatch{a, n, whole} {
 		w.next("SERVING")
 	}
-	later.passes("SERVICE_UNKNOWN")
-	perRPC[0].Health.SetServingStatus("pkg.A", notServing)
-	perRPC[1].Health.SetServingStatus("pkg.A", notServing)
+	later.next("NOT_SERVING")
+	unnamed.next("SERVICE_UNKNOWN")
+	two[0].Health.SetServingStatus("pkg.A", notServing)
+	two[1].Health.SetServingStatus("pkg.A", notServing)
 	a.next("NOT_SERVING")
-	if got := c.check("pkg.A"); got != "NOT_SERVING" {
-		t.Errorf("pkg.A is %s; it is known, if only as not serving", got)
-	}
-	named[0].Health.SetServingStatus("pkg.N", notServing)
+	one[0].Health.SetServingStatus("pkg.N", notServing)
 	n.next("NOT_SERVING")
-	perRPC[1].Health.SetServingStatus("pkg.A", serving)
+	two[1].Health.SetServingStatus("pkg.A", serving)
 	a.next("SERVING")
-	perRPC[0].Health.SetServingStatus("pkg.Later", serving)
+	two[0].Health.SetServingStatus("pkg.Later", serving)
 	later.next("SERVING")
 	whole.quiet()
 }

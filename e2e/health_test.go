@@ -3,10 +3,8 @@ package e2e
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -101,24 +99,21 @@ func TestHealthPerService(t *testing.T) {
 		b.Health.SetServingStatus("grpc.testing.TestService", serving)
 	}
 	site := func(interval string) string {
-		return "grpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\thealth_interval " + interval + "\n\tlb_policy round_robin\n}"
+		return "grpc_proxy " + addrs(backends) + " {\n\thealth_services grpc.testing.TestService\n\thealth_interval " + interval + "\n\tlb_policy round_robin\n}"
 	}
 	p := proxytest.Start(t, proxytest.Options{Site: site("10s")})
 	c := client(t, p.H2C)
 	health := grpc_health_v1.NewHealthClient(dial(t, p.H2C, nil))
-	eventually(t, "both have said that they have the service", func() bool {
-		spread(t, c, 4, 1, backends...)
-		return !slices.ContainsFunc(backends, func(b *backendtest.Backend) bool {
-			is, asked := stateOf(t, b.Addr()).Service("grpc.testing.TestService")
-			return !asked || is.Known != upstream.Has
-		})
+	eventually(t, "both have calls of the service", func() bool {
+		got := spread(t, c, 10, 1, backends...)
+		return got[0] > 0 && got[1] > 0
 	})
 	backends[0].Health.SetServingStatus("grpc.testing.TestService", notServing)
 	eventually(t, "the service's calls leave", func() bool {
 		got := spread(t, c, 10, 1, backends...)
 		return got[0] == 0
 	})
-	// The health service itself is another service, of which nothing bad is known.
+	// The health service itself is another service, which is not named.
 	for range 10 {
 		if _, err := health.Check(within(t, timeout), new(grpc_health_v1.HealthCheckRequest)); err != nil {
 			t.Fatal(err)
@@ -139,43 +134,6 @@ func TestHealthPerService(t *testing.T) {
 		got := spread(t, c, 10, 1, backends...)
 		return got[0] > 0
 	})
-}
-
-// TestMadeUpServices: services that clients make up, in calls or asking grpc_health, neither keep those of the upstreams from
-// being known, nor change what is known.
-func TestMadeUpServices(t *testing.T) {
-	wiretest.CheckLeaks(t)
-	backends := start(t, 2)
-	for _, b := range backends {
-		b.Health.SetServingStatus("pkg.A", serving)
-		b.Health.SetServingStatus("grpc.testing.TestService", serving)
-	}
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_health\ngrpc_proxy " + addrs(backends) + " {\n\thealth_services per_rpc\n\tlb_policy round_robin\n}"})
-	h, conn := askHealth(t, p.H2C), dial(t, p.H2C, nil)
-	h.becomes("pkg.A", "SERVING")
-	for i := range 200 {
-		if got := h.check(fmt.Sprint("wanted.Up", i)); got != "NotFound" {
-			t.Fatalf("a service that nobody has is %s", got)
-		}
-		if err := conn.Invoke(within(t, timeout), fmt.Sprintf("/made.Up%d/Call", i), new(testgrpc.Empty), new(testgrpc.Empty)); err == nil {
-			t.Fatal("a service that nobody has was called")
-		}
-	}
-	backends[0].Health.SetServingStatus("grpc.testing.TestService", notServing)
-	leave := func(what string) {
-		t.Helper()
-		c := client(t, p.H2C)
-		eventually(t, what, func() bool { return spread(t, c, 10, 1, backends...)[0] == 0 })
-	}
-	leave("the service's calls leave")
-	if err := p.Reload(); err != nil {
-		t.Fatal(err)
-	}
-	leave("they do not come back with a reload")
-	h = askHealth(t, p.H2C)
-	if got := h.check("pkg.A"); got != "SERVING" {
-		t.Errorf("pkg.A is %s", got)
-	}
 }
 
 // TestFirstVerdict: calls wait for the first answer of a health check, and go nowhere that is not serving.

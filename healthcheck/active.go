@@ -199,6 +199,14 @@ func (a *Active) Identity() string {
 	return a.question
 }
 
+// services are those that endpoints are asked about besides the server as a whole.
+func (a *Active) services() []string {
+	if p, ok := a.prober.(ServiceProber); ok {
+		return p.AskAbout()
+	}
+	return nil
+}
+
 // Attend checks an endpoint from now on until stop is called. Whoever asks the same of the same endpoint shares the
 // checks. It is a cluster.Companion.
 func (a *Active) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {

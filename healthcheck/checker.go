@@ -24,8 +24,7 @@ type memory struct {
 	status status
 	why    string
 	due    time.Time
-	begun  uint32         // calls on the endpoint when it was asked last
-	known  upstream.Known // the service
+	begun  uint32 // calls on the endpoint when it was asked last
 }
 
 type memoryKey struct{ question, service string }
@@ -37,8 +36,6 @@ type checker struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	target Target // but for Logger
-	// perRPC: the verdict is on calls of the service, not on the endpoint.
-	perRPC bool
 	mem    *memory
 
 	mu      sync.Mutex
@@ -60,9 +57,9 @@ type checker struct {
 	watched func()        // stops watching the State
 }
 
-func newChecker(g *checks, service string, perRPC bool) *checker {
+func newChecker(g *checks, service string) *checker {
 	mem := g.r.memoryLocked(memoryKey{g.settings.Load().question, service})
-	c := &checker{g: g, target: g.target, perRPC: perRPC, mem: mem, kick: make(chan struct{}, 1)}
+	c := &checker{g: g, target: g.target, mem: mem, kick: make(chan struct{}, 1)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.target.Service = service
 	return c
@@ -131,45 +128,11 @@ func (c *checker) stop() {
 	if c.watched != nil {
 		c.watched()
 	}
-	if !c.perRPC {
-		votesOf(c.g.state).withdraw(c.g.state, c)
-	}
-}
-
-// found says what is known of the service, and whether there has been an answer, or none in time. Before that its calls may
-// go to the endpoint: what holds for the server as a whole holds for them.
-func (c *checker) found() (is upstream.Service, answered bool) {
-	c.mem.mu.Lock()
-	defer c.mem.mu.Unlock()
-	return upstream.Service{Usable: c.mem.status != unhealthy, Known: c.mem.known}, c.mem.status != connecting || c.mem.known != upstream.Unsure
-}
-
-// learn notes whether the endpoint knows the service, and returns whether that is news that concern calls.
-func (c *checker) learn(a Answer) bool {
-	known := upstream.Unsure
-	switch a {
-	case Serving, NotServing:
-		known = upstream.Has
-	case NoSuchService, Assumed:
-		known = upstream.HasNot
-	case NoAnswer, Undecided:
-		return false
-	}
-	c.mem.mu.Lock()
-	defer c.mem.mu.Unlock()
-	news := c.mem.known != known
-	c.mem.known = known
-	return news && c.perRPC
+	votesOf(c.g.state).withdraw(c.g.state, c)
 }
 
 // voteLocked makes the status known.
 func (c *checker) voteLocked(why string) {
-	if c.perRPC {
-		return // by who called
-	}
-	if c.target.Service != "" && why != "" {
-		why = "service " + c.target.Service + ": " + why
-	}
 	votesOf(c.g.state).cast(c.g.state, c, vote{c.status, why})
 }
 
@@ -183,11 +146,11 @@ func (c *checker) run() {
 	pushes := c.pushes
 	c.mu.Unlock()
 	endHung := func() {}
-	if !c.perRPC && c.g.settings.Load().EndHungCalls {
+	if c.target.Service == "" && c.g.settings.Load().EndHungCalls {
 		endHung = c.g.note()
 	}
 	v, late := c.probe()
-	changed := c.take(v, pushes)
+	c.take(v, pushes)
 	c.mu.Lock()
 	hangs := late && v.Answer == NoAnswer && c.status == unhealthy && !c.stopped
 	if !c.stopped {
@@ -198,9 +161,6 @@ func (c *checker) run() {
 		c.timer.Reset(wait)
 	}
 	c.mu.Unlock()
-	if changed {
-		c.g.r.publish()
-	}
 	if hangs {
 		endHung()
 	}
@@ -220,7 +180,7 @@ func (c *checker) probe() (v Verdict, late bool) {
 	if errors.Is(c.ctx.Err(), context.Canceled) {
 		v.Answer = Undecided
 	}
-	if v.Answer.good() && c.g.state.Has(upstream.Backoff) {
+	if v.Answer == Serving && c.g.state.Has(upstream.Backoff) {
 		c.target.conns.retry()
 	}
 	return v, errors.Is(ctx.Err(), context.DeadlineExceeded)
@@ -230,35 +190,29 @@ func (c *checker) panicked(r any) {
 	c.g.settings.Load().logger.Error("health check panicked", zap.String("upstream", c.target.Endpoint.Address), zap.Any("panic", r), zap.ByteString("stack", debug.Stack()))
 }
 
-// good tells whether calls may go to an endpoint that has answered so.
-func (a Answer) good() bool { return a == Serving || a == Assumed }
-
-// take counts the answer to a probe, unless the endpoint has told something newer meanwhile. It returns whether the
-// status has changed and concerns services of calls.
-func (c *checker) take(v Verdict, pushes uint64) bool {
+// take counts the answer to a probe, unless the endpoint has told something newer meanwhile.
+func (c *checker) take(v Verdict, pushes uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.stopped || v.Answer == Undecided || c.pushes != pushes && v.Answer != NoAnswer {
-		return false
+		return
 	}
-	news := c.learn(v.Answer)
-	if v.Answer.good() {
+	if v.Answer == Serving {
 		c.passes, c.fails = c.passes+1, 0
 		unejectOn(c.g.state)
 		if c.status == connecting || c.status == unhealthy && c.holdUntil.IsZero() && c.passes >= c.g.settings.Load().Passes {
-			return c.becomeLocked(healthy, "")
+			c.becomeLocked(healthy, "")
 		}
-		return news
+		return
 	}
 	c.passes, c.fails = 0, c.fails+1
 	c.badNewsLocked()
-	if c.status == connecting || c.status == healthy && c.fails >= c.g.settings.Load().Fails {
-		return c.becomeLocked(unhealthy, v.Text)
-	}
-	if c.status == unhealthy {
+	switch {
+	case c.status == unhealthy:
 		c.sayLocked(v.Text)
+	case c.status == connecting || c.fails >= c.g.settings.Load().Fails:
+		c.becomeLocked(unhealthy, v.Text)
 	}
-	return news
 }
 
 // sayLocked replaces the reason why the status is what it is.
@@ -275,35 +229,44 @@ func (c *checker) sayLocked(why string) {
 // push takes what the endpoint tells unasked: that counts at once.
 func (c *checker) push(v Verdict) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.pushes++
-	publish := !c.stopped && c.learn(v.Answer)
 	switch {
 	case c.stopped || v.Answer == Undecided:
-	case v.Answer.good():
+	case v.Answer == Serving:
 		c.passes, c.fails = 1, 0
-		publish = c.goodNewsLocked() || publish
+		c.goodNewsLocked()
 	default:
 		c.passes, c.fails = 0, 1
 		c.badNewsLocked()
 		if c.status == unhealthy {
 			c.sayLocked(v.Text)
 		} else {
-			publish = c.becomeLocked(unhealthy, v.Text)
+			c.becomeLocked(unhealthy, v.Text)
 		}
-	}
-	c.mu.Unlock()
-	if publish {
-		c.g.r.publish()
 	}
 }
 
-func (c *checker) becomeLocked(s status, why string) (publish bool) {
+func (c *checker) becomeLocked(s status, why string) {
+	if c.target.Service != "" { // changes of the endpoint are told by the Monitor
+		c.logLocked(s, why)
+	}
 	c.status, c.edge = s, true
 	c.mem.mu.Lock()
 	c.mem.status, c.mem.why = s, why
 	c.mem.mu.Unlock()
 	c.voteLocked(why)
-	return c.perRPC
+}
+
+// logLocked says that the service is about to become something else.
+func (c *checker) logLocked(s status, why string) {
+	logger, fields := c.g.settings.Load().logger, []zap.Field{zap.String("upstream", c.target.Endpoint.Address), zap.String("service", c.target.Service)}
+	switch {
+	case s == unhealthy:
+		logger.Warn("upstream does not serve a service", append(fields, zap.String("reason", why))...)
+	case c.status == unhealthy:
+		logger.Info("upstream serves a service again", fields...)
+	}
 }
 
 // nextLocked is how long to wait until the next probe.

@@ -18,12 +18,11 @@ type checks struct {
 	settings atomic.Pointer[Active] // the last of users
 	state    *upstream.State
 	target   Target
-	perRPC   bool
 	logged   atomic.Bool // that the server has no health service
 
 	// Under the roster's mu.
-	users   []*Active           // in the order in which they joined: earlier ones may have been unloaded
-	running map[string]*checker // by service
+	users   []*Active // in the order in which they joined: earlier ones may have been unloaded
+	running []*checker
 }
 
 func newChecks(r *roster, a *Active, info *upstream.Endpoint, end *transport.Endpoint) *checks {
@@ -33,7 +32,7 @@ func newChecks(r *roster, a *Active, info *upstream.Endpoint, end *transport.End
 	if a.Port == 0 {
 		conns.calls = end
 	}
-	g := &checks{r: r, state: end.State, running: make(map[string]*checker)}
+	g := &checks{r: r, state: end.State}
 	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns}
 	g.target.noService = func(why string) { g.noService(info.Address, why) }
 	g.useLocked([]*Active{a})
@@ -46,16 +45,12 @@ func (g *checks) useLocked(users []*Active) {
 	g.settings.Store(users[len(users)-1])
 }
 
-// startLocked begins to ask about what the configuration names.
+// startLocked begins to ask about the server as a whole and about the services that the configuration names.
 func (g *checks) startLocked() {
-	names := []string{""}
-	if p, ok := g.settings.Load().prober.(ServiceProber); ok {
-		if names, g.perRPC = p.AskAbout(); len(names) == 0 {
-			names = []string{""}
-		}
-	}
-	for _, name := range names {
-		g.askLocked(name, false)
+	for _, service := range append([]string{""}, g.settings.Load().services()...) {
+		c := newChecker(g, service)
+		g.running = append(g.running, c)
+		c.start()
 	}
 }
 
@@ -83,23 +78,6 @@ func (g *checks) note() (end func()) {
 		for _, end := range ends {
 			end()
 		}
-	}
-}
-
-func (g *checks) askLocked(service string, perRPC bool) {
-	if g.running[service] != nil {
-		return
-	}
-	c := newChecker(g, service, perRPC)
-	g.running[service] = c
-	c.start()
-}
-
-// dropLocked ends asking about a service that was named by calls.
-func (g *checks) dropLocked(service string) {
-	if c := g.running[service]; c != nil && c.perRPC {
-		c.stop()
-		delete(g.running, service)
 	}
 }
 

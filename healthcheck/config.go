@@ -2,7 +2,6 @@ package healthcheck
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -132,31 +131,12 @@ func (c *Config) Observes() (attempts, latency bool) {
 	return true, c.Passive.NeedsLatency()
 }
 
-// PerRPC tells whether pickers have to ask State.UsableFor instead of Usable.
-func (c *Config) PerRPC() bool {
-	if c == nil || c.Active == nil {
-		return false
-	}
-	p, ok := c.Active.prober.(ServiceProber)
-	if !ok {
-		return false
-	}
-	_, perRPC := p.AskAbout()
-	return perRPC
-}
-
-// Services are the services that must be serving on each endpoint, by name; the empty one, the server as a whole, is not
-// among them.
+// Services are the services that endpoints are asked about.
 func (c *Config) Services() []string {
 	if c == nil || c.Active == nil {
 		return nil
 	}
-	p, ok := c.Active.prober.(ServiceProber)
-	if !ok {
-		return nil
-	}
-	names, _ := p.AskAbout()
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return name == "" })
+	return c.Active.services()
 }
 
 // Identity tells apart handlers that must not share an endpoint's state, since what one means by its health is not what

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -35,7 +36,7 @@ func load(t *testing.T, raw string) (*Config, error) {
 func TestConfig(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	c, err := load(t, `{
-		"active": {"interval": "1h", "check": {"protocol": "grpc", "per_rpc": true, "headers": {"X-A": ["b"]}}},
+		"active": {"interval": "1h", "check": {"protocol": "grpc", "services": ["pkg.A"], "headers": {"X-A": ["b"]}}},
 		"passive": {"fail_duration": "10s", "outlier_detection": {"latency": {}}},
 		"slow_start": {"window": "1m"},
 		"panic_threshold": 50
@@ -43,8 +44,8 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if attempts, latency := c.Observes(); !attempts || !latency || !c.PerRPC() {
-		t.Errorf("attempts %v, latency %v, per RPC %v", attempts, latency, c.PerRPC())
+	if attempts, latency := c.Observes(); !attempts || !latency || !slices.Equal(c.Services(), []string{"pkg.A"}) {
+		t.Errorf("attempts %v, latency %v, services %q", attempts, latency, c.Services())
 	}
 	b := backendtest.Start(t, backendtest.Options{})
 	events := make(chan string, 16)
@@ -82,8 +83,8 @@ func TestConfig(t *testing.T) {
 	c.Observe(end.State, &call.Attempt{Code: 14}, 0)
 	next("ejected")
 	stop()
-	if end.State.Services() != nil {
-		t.Error("services are still being told apart")
+	if !end.State.Serves("pkg.A") {
+		t.Error("the service is still not being served")
 	}
 	found := false
 	for _, e := range logs.All() {
@@ -104,7 +105,7 @@ func TestConfigDefault(t *testing.T) {
 	}
 	a := c.Active
 	g, ok := a.prober.(*GRPC)
-	if !ok || g.Mode != ModeAuto || g.Unimplemented != UnimplementedHealthy || c.PerRPC() {
+	if !ok || g.Mode != ModeAuto || g.Unimplemented != UnimplementedHealthy || c.Services() != nil {
 		t.Errorf("check %+v", a.prober)
 	}
 	if time.Duration(a.Interval) != 10*time.Second || time.Duration(a.Timeout) != 2*time.Second || a.Passes != 1 || a.Fails != 2 || a.Initial != InitialConnecting {
@@ -141,14 +142,16 @@ func TestIdentity(t *testing.T) {
 
 func TestConfigRefuses(t *testing.T) {
 	for raw, text := range map[string]string{
-		`{"panic_threshold": 101}`:                                  "panic_threshold is 101",
-		`{"slow_start": {}}`:                                        "window is 0s",
-		`{"slow_start": {"window": "1s", "aggression": -1}}`:        "aggression",
-		`{"active": {"check": {"protocol": "smtp"}}}`:               "smtp",
-		`{"active": {"initial": "x"}}`:                              `initial "x"`,
-		`{"active": {"check": {"protocol": "grpc", "mode": "no"}}}`: `mode "no"`,
-		`{"active": {"check": {"protocol": "grpc", "mod": "no"}}}`:  "mod",
-		`{"passive": {"max_fails": 2}}`:                             "fail_duration",
+		`{"panic_threshold": 101}`:                                      "panic_threshold is 101",
+		`{"slow_start": {}}`:                                            "window is 0s",
+		`{"slow_start": {"window": "1s", "aggression": -1}}`:            "aggression",
+		`{"active": {"check": {"protocol": "smtp"}}}`:                   "smtp",
+		`{"active": {"initial": "x"}}`:                                  `initial "x"`,
+		`{"active": {"check": {"protocol": "grpc", "mode": "no"}}}`:     `mode "no"`,
+		`{"active": {"check": {"protocol": "grpc", "services": [""]}}}`: `service "" is no name`,
+		`{"active": {"check": {"protocol": "grpc", "per_rpc": false}}}`: "per_rpc is false",
+		`{"active": {"check": {"protocol": "grpc", "mod": "no"}}}`:      "mod",
+		`{"passive": {"max_fails": 2}}`:                                 "fail_duration",
 	} {
 		if _, err := load(t, raw); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s: error %v, want %q in it", raw, err, text)
@@ -163,7 +166,7 @@ func TestNoConfig(t *testing.T) {
 	c.Attend(nil, nil)()
 	c.Observe(s, new(call.Attempt), 1)
 	c.Responded(s, 1)
-	if attempts, _ := c.Observes(); attempts || c.PerRPC() || c.Provision(caddy.Context{}) != nil {
+	if attempts, _ := c.Observes(); attempts || c.Services() != nil || c.Provision(caddy.Context{}) != nil {
 		t.Error("no configuration does something")
 	}
 }

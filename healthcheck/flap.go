@@ -31,30 +31,29 @@ func (r *recoveries) tooMany(now time.Time, interval time.Duration) bool {
 	return !oldest.IsZero() && now.Sub(oldest) < interval
 }
 
-// goodNewsLocked takes it that the endpoint says that it is well. It returns whether services of calls have changed.
-func (c *checker) goodNewsLocked() (publish bool) {
+// goodNewsLocked takes it that the endpoint says that it is well.
+func (c *checker) goodNewsLocked() {
 	if c.status == unhealthy {
 		if !c.holdUntil.IsZero() {
-			return false
+			return
 		}
 		interval := min(time.Duration(c.g.settings.Load().Interval), maxFlapInterval)
 		if now := time.Now(); c.recoveries.tooMany(now, interval) {
 			c.holdUntil = now.Add(interval)
 			c.hold = time.AfterFunc(interval, c.lasted)
 			c.sayLocked(fmt.Sprintf("back too often: %d times within %v; now it has to last for as long", flaps, interval))
-			return false
+			return
 		}
 	}
-	return c.recoverLocked()
+	c.recoverLocked()
 }
 
-func (c *checker) recoverLocked() (publish bool) {
+func (c *checker) recoverLocked() {
 	unejectOn(c.g.state)
-	if c.status == healthy {
-		return false
+	if c.status != healthy {
+		c.recoveries.add(time.Now())
+		c.becomeLocked(healthy, "")
 	}
-	c.recoveries.add(time.Now())
-	return c.becomeLocked(healthy, "")
 }
 
 // badNewsLocked makes good news begin anew to last.
@@ -68,13 +67,9 @@ func (c *checker) badNewsLocked() {
 // lasted runs when good news has lasted.
 func (c *checker) lasted() {
 	c.mu.Lock()
-	publish := false
+	defer c.mu.Unlock()
 	if !c.holdUntil.IsZero() && !time.Now().Before(c.holdUntil) {
 		c.holdUntil = time.Time{}
-		publish = c.recoverLocked()
-	}
-	c.mu.Unlock()
-	if publish {
-		c.g.r.publish()
+		c.recoverLocked()
 	}
 }

@@ -2,6 +2,7 @@ package healthcheck
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,14 +42,12 @@ type GRPC struct {
 	// does both, and `Check` alone where the server has no `Watch`. Default: `auto`.
 	Mode string `json:"mode,omitempty"`
 
-	// The services to ask about, as the server names them; all of them must be serving. Default: the empty name, which
-	// stands for the server as a whole.
+	// The services to ask about besides the server as a whole, as the server names them. One that is not serving, or that
+	// the server does not know, loses its own RPCs only. Default: none.
 	Services []string `json:"services,omitempty"`
 
-	// Ask about the service of each RPC as well, and keep only that service's RPCs away from an upstream where it is not
-	// serving or not known. The server has to report on each of its services. At most 64 services that an upstream has
-	// are asked about; RPCs of others go by `services` alone. Default: false.
-	PerRPC bool `json:"per_rpc,omitempty"`
+	// Refused: name the services instead.
+	PerRPC json.RawMessage `json:"per_rpc,omitempty"`
 
 	// What an upstream without the health service is: `healthy` (gRFC A17; the check still proves that it answers) or
 	// `unhealthy`. Default: `healthy`.
@@ -92,8 +91,11 @@ func (g *GRPC) Validate() error {
 	if g.Unimplemented != UnimplementedHealthy && g.Unimplemented != UnimplementedUnhealthy {
 		return fmt.Errorf("health check grpc: unimplemented %q is none of healthy, unhealthy", g.Unimplemented)
 	}
+	if g.PerRPC != nil {
+		return fmt.Errorf(`health check grpc: per_rpc is %s; there is no per_rpc any more: list the services, "services": ["my.pkg.Service"]`, g.PerRPC)
+	}
 	for i, s := range g.Services {
-		if strings.ContainsAny(s, "/ \t") {
+		if s == "" || strings.ContainsAny(s, "/ \t") {
 			return fmt.Errorf("health check grpc: service %q is no name of a service; write it as pkg.Service", s)
 		}
 		if slices.Contains(g.Services[:i], s) {
@@ -186,13 +188,13 @@ func (g *GRPC) answer(ctx context.Context, t *Target, c *rpc.Call) (Verdict, err
 	case err != nil:
 		return Verdict{}, err
 	case status.Code == grpcwire.OK && answered:
-		return verdictOf(msg), nil
+		return g.verdict(t, msg), nil
 	case status.Code == grpcwire.OK:
 		return Verdict{NoAnswer, "the server's answer to the health check has no message"}, nil
 	case status.Code == grpcwire.Unimplemented:
 		return g.unimplemented(t, status), nil
 	case status.Code == grpcwire.NotFound:
-		return Verdict{NoSuchService, unknownService(t.Service)}, nil
+		return g.unknown(t, fmt.Sprintf("the server does not know the service %q", t.Service)), nil
 	}
 	return Verdict{NoAnswer, "the health check was answered with " + status.String()}, nil
 }
@@ -203,7 +205,16 @@ func (g *GRPC) unimplemented(t *Target, status rpc.Status) Verdict {
 		return Verdict{NotServing, "the server has no health service: " + status.String()}
 	}
 	t.noService(status.String())
-	return Verdict{Answer: Assumed}
+	return Verdict{Answer: Serving}
+}
+
+// unknown is the verdict on a server that does not know what it was asked about. One that is to be asked about services
+// need not know the empty name.
+func (g *GRPC) unknown(t *Target, said string) Verdict {
+	if t.Service == "" && len(g.Services) > 0 {
+		return Verdict{Answer: Serving}
+	}
+	return Verdict{NotServing, said}
 }
 
 // noAnswer says what went wrong.
@@ -217,7 +228,7 @@ func noAnswer(ctx context.Context, t *Target, err error) Verdict {
 }
 
 // AskAbout implements [ServiceProber].
-func (g *GRPC) AskAbout() (services []string, perRPC bool) { return g.Services, g.PerRPC }
+func (g *GRPC) AskAbout() []string { return g.Services }
 
 // WatchMode implements [Watcher].
 func (g *GRPC) WatchMode() WatchMode {
@@ -256,7 +267,7 @@ func (g *GRPC) Watch(ctx context.Context, t *Target, report func(Verdict)) error
 		if err != nil {
 			return lostBy(err)
 		}
-		report(verdictOf(msg))
+		report(g.verdict(t, msg))
 		wait = ctx
 	}
 	status, err := c.Status()

@@ -78,8 +78,8 @@ func end(ctx context.Context, c *rpc.Call) (rpc.Status, error) {
 	return rpc.Status{}, errors.New("the answer has no end")
 }
 
-// verdictOf reads a HealthCheckResponse.
-func verdictOf(msg []byte) Verdict {
+// verdict reads a HealthCheckResponse.
+func (g *GRPC) verdict(t *Target, msg []byte) Verdict {
 	status := int32(servingUnknown) // proto3: left out means 0
 	for len(msg) > 0 {
 		num, typ, n := protowire.ConsumeTag(msg)
@@ -107,13 +107,9 @@ func verdictOf(msg []byte) Verdict {
 	case servingUnknown:
 		return Verdict{NotServing, "the server says UNKNOWN"}
 	case servingServiceUnknown:
-		return Verdict{NoSuchService, "the server says SERVICE_UNKNOWN"}
+		return g.unknown(t, "the server says SERVICE_UNKNOWN")
 	}
 	return Verdict{NotServing, "the server says " + strconv.Itoa(int(status))}
-}
-
-func unknownService(name string) string {
-	return fmt.Sprintf("the server does not know the service %q", name)
 }
 
 // lostBy marks an error that ended the connection and not the stream alone, and one that is none.

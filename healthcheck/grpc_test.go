@@ -229,66 +229,69 @@ func TestUnimplemented(t *testing.T) {
 	}
 }
 
-// All of several services must be serving.
+// Calls of a service leave an endpoint where it is not serving or unknown; others stay.
 func TestServices(t *testing.T) {
-	b := backendtest.Start(t, backendtest.Options{})
-	b.Health.SetServingStatus("pkg.A", isServing)
-	a := active(t, &Active{Interval: 20 * ms, Timeout: 5 * testSecond}, &GRPC{Services: []string{"pkg.A", "pkg.B"}})
-	s := attend(t, a, b.Addr()).State
-	eventually(t, "unhealthy, since one service is unknown", func() bool {
-		st := s.Status()
-		return st.Condition == upstream.ConditionUnhealthy && strings.Contains(st.Text, "service pkg.B: ")
-	})
-	b.Health.SetServingStatus("pkg.B", isServing)
-	eventually(t, "healthy", s.Usable)
-	b.Health.SetServingStatus("pkg.A", notServes)
-	eventually(t, "unhealthy by the other", func() bool { return s.Has(upstream.Unhealthy) })
-}
-
-// Calls of one service leave an endpoint that still serves another.
-func TestPerRPC(t *testing.T) {
-	wiretest.CheckLeaks(t)
-	b := backendtest.Start(t, backendtest.Options{})
-	b.Health.SetServingStatus("pkg.A", isServing)
-	b.Health.SetServingStatus("pkg.B", isServing)
-	a := active(t, &Active{Interval: hour, Timeout: 10 * testSecond}, &GRPC{PerRPC: true})
-	info, end := endpoint(t, b.Addr())
-	stop := a.Attend(info, end)
-	s := end.State
-	eventually(t, "healthy", s.Usable)
-	if !s.UsableFor("pkg.A") || !s.UsableFor("pkg.B") {
-		t.Error("not usable for a service that nothing bad is known of")
-	}
-	eventually(t, "both are asked about", func() bool {
-		s.UsableFor("pkg.A")
-		s.UsableFor("pkg.B")
-		return len(s.Services()) == 3
-	})
-	b.Health.SetServingStatus("pkg.A", notServes)
-	eventually(t, "pkg.A is not usable", func() bool { return !s.UsableFor("pkg.A") })
-	if !s.UsableFor("pkg.B") || !s.Usable() || s.Status().Condition != upstream.ConditionHealthy {
-		t.Errorf("pkg.B suffers from it: %+v", s.Status())
-	}
-	// Another configuration, while the first stops: it knows already.
-	again := active(t, &Active{Interval: hour, Timeout: 9 * testSecond}, &GRPC{PerRPC: true})
-	stop()
-	defer again.Attend(info, end)()
-	if s.UsableFor("pkg.A") {
-		t.Error("usable for pkg.A after a reload")
-	}
-	b.Health.SetServingStatus("pkg.A", isServing)
-	eventually(t, "pkg.A is usable", func() bool { return s.UsableFor("pkg.A") })
-	is := func(name string, want upstream.Service) {
-		t.Helper()
-		eventually(t, name+" is known for what it is", func() bool {
-			got, asked := s.Service(name)
-			return asked && got.Usable == want.Usable && got.Known == want.Known
+	for _, mode := range []string{ModeAuto, ModeWatch, ModeCheck} {
+		t.Run(mode, func(t *testing.T) {
+			wiretest.CheckLeaks(t)
+			b := backendtest.Start(t, backendtest.Options{})
+			b.Health.SetServingStatus("pkg.A", isServing)
+			a := active(t, &Active{Interval: 20 * ms, Timeout: 10 * testSecond}, &GRPC{Mode: mode, Services: []string{"pkg.A", "pkg.B"}})
+			s := attend(t, a, b.Addr()).State
+			eventually(t, "usable", s.Usable)
+			is := func(a, b bool) {
+				t.Helper()
+				if s.UsableFor("pkg.A") != a || s.UsableFor("pkg.B") != b || !s.UsableFor("pkg.Other") || s.Status().Condition != upstream.ConditionHealthy {
+					t.Errorf("usable for pkg.A %v, pkg.B %v, another %v; %+v", s.UsableFor("pkg.A"), s.UsableFor("pkg.B"), s.UsableFor("pkg.Other"), s.Status())
+				}
+			}
+			is(true, false) // pkg.B is unknown
+			b.Health.SetServingStatus("pkg.B", isServing)
+			eventually(t, "pkg.B is being served", func() bool { return s.UsableFor("pkg.B") })
+			is(true, true)
+			b.Health.SetServingStatus("pkg.A", notServes)
+			eventually(t, "pkg.A is not being served", func() bool { return !s.UsableFor("pkg.A") })
+			is(false, true)
+			b.Health.SetServingStatus("", notServes)
+			eventually(t, "unhealthy as a whole", func() bool { return s.Has(upstream.Unhealthy) })
+			if s.UsableFor("pkg.B") || s.UsableFor("pkg.Other") {
+				t.Error("usable for some service")
+			}
 		})
 	}
-	is("pkg.A", upstream.Service{Usable: true, Known: upstream.Has})
-	is("pkg.C", upstream.Service{Known: upstream.HasNot})
-	b.Health.SetServingStatus("pkg.C", notServes) // the status stays, what is known changes
-	is("pkg.C", upstream.Service{Known: upstream.Has})
+}
+
+// A server that is to be asked about services need not know the empty name.
+func TestServicesOnly(t *testing.T) {
+	for _, mode := range []string{ModeAuto, ModeWatch, ModeCheck} {
+		t.Run(mode, func(t *testing.T) {
+			h := &healthServer{}
+			h.check = func(_ context.Context, r *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+				if r.Service != "pkg.A" {
+					return nil, grpcstatus.Error(codes.NotFound, "what?")
+				}
+				return &healthpb.HealthCheckResponse{Status: isServing}, nil
+			}
+			h.watch = func(r *healthpb.HealthCheckRequest, s healthpb.Health_WatchServer) error {
+				st := isServing
+				if r.Service != "pkg.A" {
+					st = healthpb.HealthCheckResponse_SERVICE_UNKNOWN
+				}
+				_ = s.Send(&healthpb.HealthCheckResponse{Status: st})
+				<-s.Context().Done()
+				return s.Context().Err()
+			}
+			addr := serve(t, h)
+			settings := func() *Active { return &Active{Interval: 50 * ms, Timeout: 10 * testSecond, Fails: 1} }
+			s := attend(t, active(t, settings(), &GRPC{Mode: mode, Services: []string{"pkg.A", "pkg.B"}}), addr).State
+			eventually(t, "usable", s.Usable)
+			if !s.UsableFor("pkg.A") || s.UsableFor("pkg.B") {
+				t.Errorf("usable for pkg.A %v, pkg.B %v", s.UsableFor("pkg.A"), s.UsableFor("pkg.B"))
+			}
+			s = attend(t, active(t, settings(), &GRPC{Mode: mode}), addr).State
+			eventually(t, "unhealthy, with no service named", func() bool { return s.Has(upstream.Unhealthy) })
+		})
+	}
 }
 
 // A probe that hangs is no answer, and the calls of a frozen server do not keep it in.
@@ -351,6 +354,9 @@ func TestProbeOnTheWire(t *testing.T) {
 	s := attend(t, a, serve(t, h)).State
 	eventually(t, "healthy", s.Usable)
 	q := <-got
+	if q.service == "" {
+		q = <-got
+	}
 	if q.service != "pkg.S" || q.left <= 0 || q.left > 20*time.Second {
 		t.Errorf("service %q, %v left", q.service, q.left)
 	}

@@ -36,9 +36,8 @@ type Prober interface {
 // ServiceProber is a Prober that asks about services of an endpoint.
 type ServiceProber interface {
 	Prober
-	// AskAbout names the services that must all be serving; Target.Service is one of them. If perRPC is set, services
-	// that calls name are asked about as well, each for its own calls.
-	AskAbout() (services []string, perRPC bool)
+	// AskAbout names the services that are asked about besides the server as a whole, each for its own calls.
+	AskAbout() (services []string)
 }
 
 // WatchMode says how a Watcher wants to be used.
@@ -84,10 +83,6 @@ const (
 	NotServing
 	// Undecided: nothing was found out, through no fault of the endpoint's.
 	Undecided
-	// NoSuchService: the endpoint does not know the service that it was asked about. That counts like NotServing.
-	NoSuchService
-	// Assumed: the endpoint cannot be asked, and is taken to be serving all the same.
-	Assumed
 )
 
 // Verdict is the outcome of a probe.

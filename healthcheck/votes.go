@@ -1,6 +1,7 @@
 package healthcheck
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -20,8 +21,8 @@ type vote struct {
 	why    string
 }
 
-// votes gathers what several checks think of one endpoint: it is unhealthy if one of them says so, connecting if one has
-// not made up its mind, and healthy if all say that.
+// votes gathers what several checks think of one endpoint: it is unhealthy if one of the server as a whole says so,
+// connecting if one has not made up its mind, and else healthy. Checks of services decide about these alone.
 type votes struct {
 	mu sync.Mutex
 	of map[*checker]vote
@@ -53,14 +54,19 @@ func (v *votes) withdraw(s *upstream.State, c *checker) {
 
 func (v *votes) applyLocked(s *upstream.State) {
 	add, why := upstream.Reason(0), ""
-	for _, vote := range v.of {
-		switch {
+	var down []string
+	for c, vote := range v.of {
+		switch service := c.target.Service; {
+		case vote.status == unhealthy && service != "":
+			down = append(down, service)
 		case vote.status == unhealthy:
 			add, why = upstream.Unhealthy, vote.why
 		case vote.status == connecting && add == 0:
 			add = upstream.Connecting
 		}
 	}
+	slices.Sort(down)
+	s.SetNotServing(slices.Compact(down)...) // before calls may come
 	remove := (upstream.Unhealthy | upstream.Connecting) &^ add
 	s.Change(add, remove, why)
 }

@@ -28,7 +28,9 @@ func TestHashPanicAndServices(t *testing.T) {
 		}
 		for _, e := range s.Endpoints {
 			e.State.SetUsable(true)
-			e.State.SetServices(map[string]upstream.Service{"pkg.S": {Usable: e.Index == 1}}, nil)
+			if e.Index != 1 {
+				e.State.SetNotServing("pkg.S")
+			}
 		}
 		for range 50 {
 			if i, ok := pick(p, PickInfo{Call: &call.Call{Service: "pkg.S"}}); !ok || i != 1 {

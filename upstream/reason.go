@@ -25,7 +25,7 @@ const (
 	Full
 	// NoRoom: it has connections, and all streams that they may carry are taken (SetRoom).
 	NoRoom
-	// perService: some services may not be usable; see UsableFor.
+	// perService: some services are not being served; see UsableFor.
 	perService
 )
 

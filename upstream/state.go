@@ -14,12 +14,12 @@ type State struct {
 	limit   atomic.Int64 // of calls in flight, see SetLimit
 	reasons atomic.Uint32
 
-	connected atomic.Int64 // Unix nanoseconds
-	usable    atomic.Int64 // since when, in Unix nanoseconds
-	warm      atomic.Int64 // how long the endpoint warms up
-	work      atomic.Pointer[Work]
-	services  atomic.Pointer[services]
-	recorder  atomic.Pointer[any]
+	connected  atomic.Int64 // Unix nanoseconds
+	usable     atomic.Int64 // since when, in Unix nanoseconds
+	warm       atomic.Int64 // how long the endpoint warms up
+	work       atomic.Pointer[Work]
+	notServing atomic.Pointer[[]string]
+	recorder   atomic.Pointer[any]
 
 	mu             sync.Mutex
 	trial, trials  Trial     // the call on trial, 0 unless OnTrial is set, and the last one
@@ -188,7 +188,7 @@ const (
 	BecameUnusable
 	// Disconnected: the endpoint's last connection is gone.
 	Disconnected
-	// ServicesChanged: SetServices was called.
+	// ServicesChanged: the services are others that the endpoint does not serve.
 	ServicesChanged
 )
 

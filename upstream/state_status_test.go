@@ -1,7 +1,6 @@
 package upstream
 
 import (
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -201,60 +200,42 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// listAsker lists what it is told.
-type listAsker struct {
-	missing, asked []string
-	full           bool
-	used           atomic.Bool // a service of it
-}
-
-func (a *listAsker) Missing(name string) { a.missing = append(a.missing, name) }
-
-func (a *listAsker) Ask(name string) bool {
-	a.asked = append(a.asked, name)
-	return !a.full
-}
-
+// Calls of services that the endpoint does not serve stay away, others may come.
 func TestServices(t *testing.T) {
 	var s State
-	var asker listAsker
-	if !s.UsableFor("a") {
-		t.Error("not usable for a service nobody knows anything about")
-	}
-	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true, Used: &asker.used}}, &asker)
-	for name, want := range map[string]bool{"a": false, "b": true, "c": true} {
-		if s.UsableFor(name) != want {
-			t.Errorf("usable for %s: %v", name, !want)
+	changes := 0
+	defer s.Watch(func(ch Change) {
+		if ch == ServicesChanged {
+			changes++
+		}
+	})()
+	is := func(a, b, all bool) {
+		t.Helper()
+		if s.UsableFor("a") != a || s.UsableFor("b") != b || s.UsableForAll() != all {
+			t.Errorf("usable for a %v, b %v, all %v", s.UsableFor("a"), s.UsableFor("b"), s.UsableForAll())
 		}
 	}
-	if !s.Usable() || !slices.Equal(asker.missing, []string{"c"}) || !asker.used.Load() {
-		t.Errorf("usable %v, asker %+v", s.Usable(), &asker)
+	s.SetNotServing()
+	if is(true, true, true); changes != 0 {
+		t.Error("no change was told of")
 	}
-	if is, asked := s.Service("b"); !asked || !is.Usable {
-		t.Errorf("b: %+v, asked %v", is, asked)
-	}
-	if is, asked := s.Service("d"); !asked || is.Known != Unsure || !slices.Equal(asker.asked, []string{"d"}) {
-		t.Errorf("d: %+v, asked %v, asker %+v", is, asked, &asker)
-	}
-	asker.full = true
-	if _, asked := s.Service("e"); asked {
-		t.Error("e is asked about though there is no room")
-	}
-	asker.used.Store(false)
-	if s.Service("b"); asker.used.Load() {
-		t.Error("a question counts as a call")
+	s.SetNotServing("a", "c")
+	is(false, true, false)
+	s.SetNotServing("a", "c")
+	if !s.Usable() || !s.Serves("b") || s.Serves("c") || changes != 1 {
+		t.Errorf("usable %v, serves b %v, c %v, %d changes", s.Usable(), s.Serves("b"), s.Serves("c"), changes)
 	}
 	s.Set(Unhealthy)
-	if s.UsableFor("b") {
-		t.Error("usable for a service though not usable at all")
+	is(false, false, false)
+	if s.UsableForExcept("a", Unhealthy) || !s.UsableForExcept("b", Unhealthy) || !s.Serves("b") {
+		t.Error("with the health of the whole disregarded, a is being served or b is not")
 	}
 	s.Clear(Unhealthy)
-	s.SetServices(nil, nil)
-	if !s.UsableFor("a") {
-		t.Error("what is not in force is heeded")
-	}
-	if _, asked := s.Service("a"); asked {
-		t.Error("what is not in force is asked about")
+	s.SetNotServing("b")
+	is(true, false, false)
+	s.SetNotServing()
+	if is(true, true, true); changes != 3 {
+		t.Errorf("told of %d changes", changes)
 	}
 }
 
@@ -292,7 +273,7 @@ func TestBegun(t *testing.T) {
 
 func TestCallPathAllocates(t *testing.T) {
 	var s State
-	s.SetServices(map[string]Service{"pkg.Service": {Usable: true}}, nil)
+	s.SetNotServing("pkg.Other")
 	s.SetLimit(10)
 	if n := testing.AllocsPerRun(100, func() {
 		s.Usable()
@@ -311,13 +292,13 @@ func BenchmarkUsable(b *testing.B) {
 			s.Usable()
 		}
 	})
-	b.Run("service/off", func(b *testing.B) {
+	b.Run("service/all", func(b *testing.B) {
 		for b.Loop() {
 			s.UsableFor("pkg.Service")
 		}
 	})
-	s.SetServices(map[string]Service{"pkg.Service": {Usable: true, Used: new(atomic.Bool)}, "pkg.Other": {Usable: true}}, nil)
-	b.Run("service/on", func(b *testing.B) {
+	s.SetNotServing("pkg.Other")
+	b.Run("service/one down", func(b *testing.B) {
 		for b.Loop() {
 			s.UsableFor("pkg.Service")
 		}

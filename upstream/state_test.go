@@ -112,8 +112,8 @@ func TestNoRoom(t *testing.T) {
 	if s.Usable() || s.UsableFor("a") || !s.UsableExcept(NoRoom) || s.Status().Condition != ConditionHealthy {
 		t.Errorf("full: usable %v, %+v", s.Usable(), s.Status())
 	}
-	s.SetServices(map[string]Service{"a": {}, "b": {Usable: true}}, nil)
-	for service, want := range map[string]bool{"a": false, "b": true, "c": true} {
+	s.SetNotServing("a")
+	for service, want := range map[string]bool{"a": false, "b": true} {
 		if s.UsableFor(service) || s.UsableForExcept(service, NoRoom) != want {
 			t.Errorf("service %s: usable %v, but for the room %v", service, s.UsableFor(service), s.UsableForExcept(service, NoRoom))
 		}

@@ -263,7 +263,7 @@ func (noMetadata) Values(string) []string { return nil }
 // testServices: calls of a service that is not serving on an endpoint go elsewhere, others may go there.
 func (s suite) testServices(t *testing.T) {
 	snap := Snapshot(2)
-	snap.Endpoints[0].State.SetServices(map[string]upstream.Service{"a": {}, "b": {Usable: true}}, nil)
+	snap.Endpoints[0].State.SetNotServing("a")
 	p := s.newPolicy().Build(snap)
 	in := selection.PickInfo{Call: &call.Call{Service: "a", Method: "M", Metadata: noMetadata{}}}
 	for range 20 {
@@ -334,7 +334,7 @@ func (s suite) testNoRoom(t *testing.T) {
 	if i, ok := pick(p, selection.PickInfo{}); ok {
 		t.Fatalf("picked %d, which has no room", i)
 	}
-	snap.Endpoints[0].State.SetServices(map[string]upstream.Service{"a": {}}, nil)
+	snap.Endpoints[0].State.SetNotServing("a")
 	in := selection.PickInfo{Call: &call.Call{Service: "a"}, Disregard: upstream.NoRoom}
 	for range 20 {
 		if i, ok := pick(p, in); !ok || i != 1 {
