@@ -43,6 +43,9 @@ func (a Address) String() string {
 	return a.Dial
 }
 
+// Key tells addresses apart.
+func (a Address) Key() string { return a.Network + "/" + a.Dial }
+
 // Host is the host part without port and brackets; empty for a unix socket.
 func (a Address) Host() string {
 	if a.Network == "unix" {

@@ -1,5 +1,7 @@
-// Package upstream holds what is known about upstreams: where they are (Endpoint), which exist now (Snapshot) and how
-// they are doing (State), the last of which is shared by all handlers and survives configuration reloads.
+// Package upstream holds what is known about upstreams: where they are (Endpoint), which exist now (Snapshot), how many calls
+// they have (Load), how their connections are (Link) and how they are doing (State). The last three are shared by handlers and
+// survive configuration reloads: a Load is of all that use the address, a Link of those that reach it in the same way, a State
+// of those of them that judge its health in the same way.
 package upstream
 
 // MaxWeight is the largest weight of an endpoint. Weights are clamped to it, so that sums of them stay small.

@@ -7,10 +7,12 @@ import (
 	"time"
 )
 
-// State is the live state of one endpoint, shared by all that use it. All methods may be called concurrently. The
-// zero value is a usable endpoint without calls.
+// State is what is thought of one endpoint by those who judge its health in the same way. It also shows what is true for
+// others as well: how many calls are on the address (Load), and how the connections are (Link). So pickers look at one thing.
+// All methods may be called concurrently. The zero value is a usable endpoint without calls.
 type State struct {
-	calls   calls
+	shared  *Load // of the address; nil for own
+	own     Load
 	limit   atomic.Int64 // of calls in flight, see SetLimit
 	reasons atomic.Uint32
 
@@ -30,8 +32,14 @@ type State struct {
 	notes          [noted]note
 }
 
-// Active is the number of calls in flight on the endpoint.
-func (s *State) Active() int64 { return s.calls.active() }
+// States is the process's States.
+var States = NewPool[*State]()
+
+// NewState returns a State of an address with this load.
+func NewState(l *Load) *State { return &State{shared: l} }
+
+// Destruct does nothing: a State has nothing to give back.
+func (*State) Destruct() error { return nil }
 
 // Usable tells whether new calls may go to the endpoint. Pickers ask it for each candidate.
 func (s *State) Usable() bool { return s.reasons.Load()&uint32(unusable) == 0 }
@@ -63,6 +71,13 @@ func (s *State) SetUsable(ok bool) {
 
 // Change adds and takes away reasons in one step, and returns whether that changed anything.
 func (s *State) Change(add, remove Reason, why string) bool {
+	changed, tell := s.change(add, remove, why)
+	tell()
+	return changed
+}
+
+// change is Change, but for telling the watchers. That is tell's, for when no lock is held.
+func (s *State) change(add, remove Reason, why string) (changed bool, tell func()) {
 	now := time.Now()
 	s.mu.Lock()
 	before := s.statusLocked(now)
@@ -87,18 +102,19 @@ func (s *State) Change(add, remove Reason, why string) bool {
 	watchers, statusWatchers := s.watchers, s.statusWatchers
 	s.mu.Unlock()
 
-	switch was, now := old&lasting == 0, is&lasting == 0; {
-	case was && !now:
-		tell(watchers, BecameUnusable)
-	case !was && now:
-		tell(watchers, BecameUsable)
-	}
-	if before.Condition != after.Condition || before.Reason != after.Reason {
-		for _, w := range statusWatchers {
-			w.f(before, after)
+	return old != is, func() {
+		switch was, now := old&lasting == 0, is&lasting == 0; {
+		case was && !now:
+			tellAll(watchers, BecameUnusable)
+		case !was && now:
+			tellAll(watchers, BecameUsable)
+		}
+		if before.Condition != after.Condition || before.Reason != after.Reason {
+			for _, w := range statusWatchers {
+				w.f(before, after)
+			}
 		}
 	}
-	return old != is
 }
 
 // swap changes the bits, some of which calls change at the same time.
@@ -125,13 +141,17 @@ func (s *State) IsConnected() bool { return s.connected.Load() != 0 }
 
 // SetConnected records that the endpoint has a connection since t, or none any more (zero t).
 func (s *State) SetConnected(t time.Time) {
+	if s.setConnected(t) {
+		s.notify(Disconnected)
+	}
+}
+
+func (s *State) setConnected(t time.Time) (lost bool) {
 	if t.IsZero() {
-		if s.connected.Swap(0) != 0 {
-			s.notify(Disconnected)
-		}
-		return
+		return s.connected.Swap(0) != 0
 	}
 	s.connected.CompareAndSwap(0, t.UnixNano())
+	return false
 }
 
 // Work counts what has been done on an endpoint: messages and their bytes, in both directions, of calls that are under
@@ -218,10 +238,10 @@ func (s *State) notify(c Change) {
 	s.mu.Lock()
 	watchers := s.watchers
 	s.mu.Unlock()
-	tell(watchers, c)
+	tellAll(watchers, c)
 }
 
-func tell(watchers []*watcher, c Change) {
+func tellAll(watchers []*watcher, c Change) {
 	for _, w := range watchers {
 		w.f(c)
 	}

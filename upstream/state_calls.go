@@ -1,9 +1,6 @@
 package upstream
 
-import (
-	"sync/atomic"
-	"time"
-)
+import "time"
 
 // Trial is the number of a call on trial, 0 for any other call.
 type Trial uint32
@@ -62,37 +59,30 @@ func (s *State) LastTrial() Trial {
 	return s.trials
 }
 
-// calls counts, in one word, the calls in flight (its lower half) and those that ever began (the upper half, which overflows).
-type calls struct{ v atomic.Uint64 }
+// load has the calls on the address.
+func (s *State) load() *Load {
+	if s.shared != nil {
+		return s.shared
+	}
+	return &s.own
+}
 
-const oneBegun = 1 << 32
+// Active is the number of calls in flight on the address.
+func (s *State) Active() int64 { return s.load().Active() }
 
-func (c *calls) begin() (active int64) { return inFlight(c.v.Add(oneBegun + 1)) }
-func (c *calls) end() (active int64)   { return inFlight(c.v.Add(^uint64(0))) }
-func (c *calls) active() int64         { return inFlight(c.v.Load()) }
-func (c *calls) begun() uint32         { return uint32(c.v.Load() / oneBegun) }
-
-func inFlight(v uint64) int64 { return int64(int32(v)) } // the lower half, with its sign
+// Begun is how many calls have ever begun there. It overflows: that it has changed says that calls have come.
+func (s *State) Begun() uint32 { return s.load().begun() }
 
 // Begin counts one more call in flight.
-func (s *State) Begin() {
-	n := s.calls.begin()
-	if l := s.limit.Load(); l != 0 && n >= l {
-		s.fill()
-	}
-}
+func (s *State) Begin() { s.load().begin() }
 
 // End is Begin's counterpart; a call ends once, at its very end.
-func (s *State) End() {
-	n := s.calls.end()
-	if l := s.limit.Load(); l != 0 && n < l {
-		s.fill()
-	}
-}
+func (s *State) End() { s.load().end() }
 
-// SetLimit makes the endpoint unusable (Full) while so many calls or more are in flight; 0 takes the limit away.
+// SetLimit makes the endpoint unusable (Full) while so many calls or more are in flight on the address; 0 takes the limit
+// away.
 func (s *State) SetLimit(n int64) {
-	s.limit.Store(n)
+	s.load().setLimit(s, n)
 	s.fill()
 }
 
@@ -128,9 +118,6 @@ func (s *State) SetRoom(room bool) {
 		s.reasons.Or(uint32(NoRoom))
 	}
 }
-
-// Begun is how many calls have ever begun. It overflows: that it has changed says that calls have come.
-func (s *State) Begun() uint32 { return s.calls.begun() }
 
 // Recorder is what InitRecorder made, nil before.
 func (s *State) Recorder() any {

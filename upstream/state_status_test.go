@@ -254,7 +254,7 @@ func TestBegun(t *testing.T) {
 		t.Errorf("begun %d, in flight %d", s.Begun(), s.Active())
 	}
 	// More calls than can be counted, and ends without a beginning, do not get from one half of the word into the other.
-	s.calls.v.Store(1<<64 - 1<<32 + 5)
+	s.own.v.Store(1<<64 - 1<<32 + 5)
 	s.Begin()
 	if s.Begun() != 0 || s.Active() != 6 {
 		t.Errorf("after the overflow: begun %d, in flight %d", s.Begun(), s.Active())
