@@ -19,7 +19,7 @@ type attempt struct {
 	x      *exchange
 	view   *cluster.View // that the pick belongs to
 	pick   selection.Pick
-	end    *transport.Endpoint
+	end    cluster.Endpoint
 	conns  *transport.Endpoint // end, or the part of it that has the connections for this call
 	stream *h2.Stream
 	lesson lesson
@@ -298,7 +298,7 @@ func (x *exchange) exhausted() *failure {
 }
 
 // conditions says how upstreams are doing that are all of no use: "2 unhealthy, 1 ejected", or "unhealthy" of a single one.
-func conditions(ends []*transport.Endpoint) string {
+func conditions(ends []cluster.Endpoint) string {
 	const busy = "not for this call (at its limit, by the health of its service, or by lb_policy)"
 	order := []string{"unhealthy", "ejected", "draining", "connecting", busy}
 	counts := make(map[string]int)

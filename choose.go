@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -39,7 +40,7 @@ func (x *exchange) choose() (pick selection.Pick, ok bool) {
 	return x.connected(pick, in), true
 }
 
-func isFull(e *transport.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
+func isFull(e cluster.Endpoint) bool { return e.State.Has(upstream.NoRoom) }
 
 // connected has the endpoint connected to. An endpoint is usable when its SETTINGS have come, and whether they ever will is not
 // known. One call waits for that, for a moment; others get an endpoint that is connected, if the policy does not mind. A call that has

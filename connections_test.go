@@ -1,10 +1,12 @@
 package grpcproxy_test
 
 import (
+	"strings"
 	"testing"
 
 	"golang.org/x/net/http2"
 
+	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
@@ -44,5 +46,47 @@ func TestQueueFullStatus(t *testing.T) {
 				t.Errorf("the call that waited ended with %s", h.Get("grpc-status"))
 			}
 		})
+	}
+}
+
+// TestMaxConnsOfTwoHandlers: handlers that reach an upstream in the same way share its connections, whatever else they differ in.
+// The larger max_conns holds, and when it goes the smaller one does.
+func TestMaxConnsOfTwoHandlers(t *testing.T) {
+	const small = "grpc_proxy UPSTREAMS {\nmax_conns 1\nfail_duration 10s\n}"
+	r := newRig(t, rigOptions{
+		Caddy: proxytest.Options{Site: "@large path /large.Service/*\ngrpc_proxy @large UPSTREAMS {\nmax_conns 2\n}\n" + small},
+		Up:    wiretest.Options{Settings: []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}},
+	})
+	differ := func() (lines []map[string]any) {
+		for _, line := range r.Log("http.handlers.grpc_proxy") {
+			if strings.Contains(line["msg"].(string), "the largest max_conns holds") {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	if lines := differ(); len(lines) != 1 || lines[0]["upstream"] != r.ups[0].Addr() || lines[0]["max_conns"].(float64)+lines[0]["other_max_conns"].(float64) != 3 {
+		t.Errorf("the log says %v", lines)
+	}
+	first := r.unary()
+	r.ups[0].drop()
+	second := r.unary() // for which there is a second connection
+	if err := r.Load(strings.ReplaceAll(small, "UPSTREAMS", r.ups[0].Addr())); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*rpc{second, first} {
+		c.head()
+		c.trailers()
+		c.ok()
+	}
+	second.up.ExpectClosed()
+	r.ups[0].conn = first.up
+	r.client = wiretest.Dial(t, r.H2C, nil)
+	r.complete()
+	if n := r.ups[0].Accepted(); n != 2 {
+		t.Errorf("%d connections were made", n)
+	}
+	if n := len(differ()); n != 1 {
+		t.Errorf("%d lines in the log after the reload", n)
 	}
 }

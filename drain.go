@@ -105,7 +105,7 @@ func (d *drain) end(f *failure, forGood bool, match func(*exchange) bool) int {
 func (x *exchange) isOn(end *transport.Endpoint) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.att != nil && x.att.end == end
+	return x.att != nil && x.att.end.Endpoint == end
 }
 
 // noteCalls notes how far the calls on an endpoint are. end ends those that are no farther, since the endpoint hangs.

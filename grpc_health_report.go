@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -58,9 +57,9 @@ func (h *Health) isGroup(name string, current, ours []*Handler) bool {
 	return slices.ContainsFunc(current, has) || slices.ContainsFunc(ours, has)
 }
 
-// tally counts upstreams, each once, however many handlers share it.
+// tally counts upstreams, each once, however many handlers share what is known of its health.
 type tally struct {
-	seen           map[*transport.Endpoint]struct{} // nil where there is one handler, which has each once
+	seen           map[*upstream.State]struct{} // nil where there is one handler, which has each once
 	serving, total int
 }
 
@@ -68,7 +67,7 @@ func newTally(scope []*Handler) tally {
 	if len(scope) < 2 {
 		return tally{}
 	}
-	return tally{seen: make(map[*transport.Endpoint]struct{})}
+	return tally{seen: make(map[*upstream.State]struct{})}
 }
 
 // add counts the upstreams of a proxy, and how many of them serve the service. The empty one is being served by all that are
@@ -79,10 +78,10 @@ func (t *tally) add(p *Handler, service string) {
 			continue
 		}
 		if t.seen != nil {
-			if _, ok := t.seen[e]; ok {
+			if _, ok := t.seen[e.State]; ok {
 				continue
 			}
-			t.seen[e] = struct{}{}
+			t.seen[e.State] = struct{}{}
 		}
 		t.total++
 		// Being full or on trial comes and goes with single calls.

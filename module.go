@@ -240,6 +240,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("headers: %w", err)
 		}
 	}
+	if ctx.Value(caddyhttp.ServerCtxKey) != nil {
+		if h.app, err = appOf(ctx); err != nil {
+			return err
+		}
+	}
 	if err := h.provisionUpstreams(ctx); err != nil {
 		return err
 	}
@@ -255,9 +260,6 @@ func (h *Handler) watchStart(ctx caddy.Context) error {
 		return fmt.Errorf("getting the events app: %w", err)
 	}
 	h.events.app, h.events.ctx = app.(*caddyevents.App), ctx
-	if h.app, err = appOf(ctx); err != nil {
-		return err
-	}
 	h.app.join(h)
 	return nil
 }

@@ -27,7 +27,7 @@ func provision(t testing.TB, h *Handler) error {
 
 func references(t *testing.T, h *Handler) int {
 	t.Helper()
-	e := h.cluster.View().Endpoints[0]
+	e := h.cluster.View().Endpoints[0].Endpoint
 	n := 0
 	transport.Pool.Range(func(key string, v *transport.Endpoint) bool {
 		if v == e {
@@ -104,7 +104,7 @@ func TestIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = h.Cleanup() })
-		return h.cluster.View().Endpoints[0]
+		return h.cluster.View().Endpoints[0].Endpoint
 	}
 	withCA := func(file string) *Transport {
 		return &Transport{TLS: &reverseproxy.TLSConfig{CARaw: pool(file)}}
@@ -112,6 +112,9 @@ func TestIdentity(t *testing.T) {
 	plain, tls := make(nil), make(withCA(oneFile))
 	if make(nil) != plain || make(withCA(oneFile)) != tls {
 		t.Error("equal transports do not share")
+	}
+	if make(&Transport{MinConns: 1, MaxConns: 3, QueueSize: new(int), QueueFullStatus: "RESOURCE_EXHAUSTED"}) != plain {
+		t.Error("how many connections there may be, and how many calls may wait, keeps connections apart")
 	}
 	distinct := map[*transport.Endpoint]string{plain: "plain", tls: "tls"}
 	for name, tr := range map[string]*Transport{

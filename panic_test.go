@@ -14,7 +14,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 func init() {
@@ -155,8 +155,8 @@ func TestPanics(t *testing.T) {
 // noneActive tells whether no upstream has a call.
 func noneActive() bool {
 	n := int64(0)
-	transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
-		n += e.State.Active()
+	upstream.States.Range(func(_ string, s *upstream.State) bool {
+		n += s.Active()
 		return true
 	})
 	return n == 0

@@ -11,7 +11,7 @@ import (
 
 // Upstream connections outlive the configuration that made them; what happens to them is logged as the running one says.
 func TestConnectionsLogAsConfiguredNow(t *testing.T) {
-	r := newRig(t, rigOptions{Block: "max_conns 3"})
+	r := newRig(t, rigOptions{Block: "max_streams_per_conn 3"})
 	site := "grpc_proxy " + r.ups[0].Addr() // without the block, so an endpoint of its own
 	// On a port of its own: what the kernel had put into the queue of the old configuration's listener would be reset.
 	r.H2C = proxytest.FreeAddress(t)

@@ -59,11 +59,13 @@ type Transport struct {
 	// RPCs then travel on connections of their own. Default: none is sent.
 	ProxyProtocol string `json:"proxy_protocol,omitempty"`
 
-	// How many connections to each upstream are made when the configuration starts and kept from then on. Default: 0;
-	// the first is made by the first RPC.
+	// How many connections to each upstream are made when the configuration starts and kept from then on. Handlers that reach an
+	// upstream in the same way share its connections; if they say different numbers, the largest is kept. Default: 0; the
+	// first is made by the first RPC.
 	MinConns int `json:"min_conns,omitempty"`
 
-	// How many connections one upstream may have; a further one is opened before the others' streams are used up.
+	// How many connections one upstream may have; a further one is opened before the others' streams are used up. If handlers
+	// that share the upstream's connections say different numbers, the largest holds for all of them, and the log says so.
 	// Default: 10.
 	MaxConns int `json:"max_conns,omitempty"`
 
@@ -72,7 +74,8 @@ type Transport struct {
 	MaxStreamsPerConn int `json:"max_streams_per_conn,omitempty"`
 
 	// How many RPCs may wait for a stream of one upstream when all are taken, those with the earliest deadlines first. With 0
-	// none waits. Those that wait for a connection to be made do not count. Default: 1024.
+	// none waits. Those that wait for a connection to be made do not count. If handlers that share the upstream's connections say
+	// different numbers, the largest holds for all of them. Default: 1024.
 	QueueSize *int `json:"queue_size,omitempty"`
 
 	// The gRPC status for RPCs beyond that: `UNAVAILABLE`, which clients may retry, or `RESOURCE_EXHAUSTED`. Default:
@@ -152,7 +155,9 @@ func (t *Transport) config(ctx caddy.Context, scheme upstream.Scheme) (transport
 		t.TLS = new(reverseproxy.TLSConfig)
 	}
 	settings := *t
-	settings.Protocol, settings.Versions = "", nil
+	// What does not make connections different does not keep them apart: see transport.Endpoint.Use.
+	settings.Protocol, settings.Versions, settings.QueueFullStatus = "", nil, ""
+	settings.MinConns, settings.MaxConns, settings.QueueSize = 0, 0, nil
 	raw, err := json.Marshal(settings) // before the CA module is loaded, which takes its configuration away
 	if err != nil {
 		return cfg, err

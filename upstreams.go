@@ -49,19 +49,20 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 		return err
 	}
 	cfg.Logger = h.logger
-	cfg.Identity += h.HealthChecks.Identity()
 	reach := func(e *upstream.Endpoint) transport.Config { return h.Transport.forEndpoint(cfg, e) }
 	h.HealthChecks.Start(healthcheck.Runtime{Transport: reach, Logger: h.logger, OnChange: h.events.tell, Hung: h.noteCalls})
 	c := cluster.Config{
-		Static:       static,
-		Sources:      sources,
-		Policy:       selection.WithPriorities(h.policy),
-		Transport:    reach,
-		DrainTimeout: time.Duration(h.DrainTimeout),
-		Cut:          h.cutEndpoint,
-		Drained:      h.tellDrained,
-		Changed:      running.tell,
-		Logger:       h.logger,
+		Static:        static,
+		Sources:       sources,
+		Policy:        selection.WithPriorities(h.policy),
+		Transport:     reach,
+		Health:        h.HealthChecks.Identity(),
+		Configuration: h.app,
+		DrainTimeout:  time.Duration(h.DrainTimeout),
+		Cut:           h.cutEndpoint,
+		Drained:       h.tellDrained,
+		Changed:       running.tell,
+		Logger:        h.logger,
 	}
 	if hc := h.HealthChecks; hc != nil {
 		c.Companions = append(c.Companions, hc.Attend)
@@ -87,7 +88,7 @@ func (h *Handler) askForLoad(r selection.LoadReportReceiver) cluster.Companion {
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &orca.Stream{
 			Endpoint: end, Authority: authority(e), Interval: r.ReportInterval(), Logger: h.logger,
-			Receive: func(report []byte) { r.ReceiveLoadReport(end.State, report) },
+			Receive: func(report []byte) { r.ReceiveLoadReport(e.State, report) },
 		}
 		go s.Run(ctx)
 		return cancel

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 // fails makes a call that no upstream gets to see, and checks what the client is told. It returns how long that took.
@@ -259,8 +260,8 @@ func TestWireBackAgain(t *testing.T) {
 	// The proxy puts the connection to use a moment after it has acknowledged our SETTINGS.
 	eventually(t, "the upstream is usable", func() bool {
 		usable := false
-		transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
-			usable = e.Address() == addr && e.State.Usable()
+		upstream.States.Range(func(key string, s *upstream.State) bool {
+			usable = strings.HasPrefix(key, "tcp/"+addr+" ") && s.Usable()
 			return !usable
 		})
 		return usable

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
+	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 // gRFC A6, transparent retries: a call may be sent again without being asked for only if no server has seen it. The upstream reads
@@ -50,14 +50,7 @@ func TestWireCallIsSeenOnce(t *testing.T) {
 	c := other.open()
 	c.client.WriteData(c.id, wiretest.Message([]byte(message)), true)
 	eventually(t, "the call is at the first upstream", func() bool {
-		active := int64(0)
-		transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
-			if e.Address() == r.ups[0].Addr() {
-				active = e.State.Active()
-			}
-			return true
-		})
-		return active == 2
+		return upstream.LoadOf(upstream.Address{Network: "tcp", Dial: r.ups[0].Addr()}).Active() == 2
 	})
 	first.WriteFrame(http2.FramePushPromise, http2.FlagPushPromiseEndHeaders, bulk.sid, []byte{0, 0, 0, 2})
 	ended := make(chan *wiretest.Half, 1)

@@ -21,7 +21,7 @@ type View struct {
 	Picker   selection.Picker
 	Snapshot *upstream.Snapshot
 	// Endpoints are by upstream.Endpoint.Index: the live ones and then those that drain.
-	Endpoints []*transport.Endpoint
+	Endpoints []Endpoint
 	// Pending is closed when what the view still lacks is known: the first list of a source. Nil if nothing is missing.
 	Pending <-chan struct{}
 	// Err is why a source has no list, nil if all have.
@@ -35,6 +35,13 @@ type View struct {
 	used []bool // by the policy, by index; nil: all live ones
 }
 
+// Endpoint is one of a View's: its connections, and what the cluster's handler thinks of it. Other handlers may have the same
+// connections and think otherwise.
+type Endpoint struct {
+	*transport.Endpoint
+	State *upstream.State
+}
+
 // Config says what a Cluster is made of.
 type Config struct {
 	// Static are the configured endpoints. If there is a source that is Preferred, they are its substitute until it has
@@ -46,6 +53,12 @@ type Config struct {
 	Policy selection.Policy
 	// Transport says how an endpoint is reached.
 	Transport func(*upstream.Endpoint) transport.Config
+	// Health names what the handler means by an endpoint's health (healthcheck.Config.Identity). Clusters where it is the same
+	// share what is known of endpoints that they reach in the same way.
+	Health string
+	// Configuration is what the handler belongs to. Handlers of one configuration that have different limits for an endpoint
+	// will go on having them, so that is told of.
+	Configuration any
 	// DrainTimeout is how long calls may go on on an endpoint that has left the list.
 	DrainTimeout time.Duration
 	// Cut ends the calls that still run on an endpoint when that is over, and tells how many there were.
@@ -88,6 +101,7 @@ type Cluster struct {
 	starting   chan struct{} // closed when started, if calls are held
 	closed     bool
 	panicking  bool
+	differs    bool        // it was told of that another handler has another max_conns
 	surplus    int         // how many endpoints were named more than once, when that was last logged
 	rebuild    *time.Timer // debounces changes
 	dueAt      time.Time   // when rebuild fires; zero if it does not
@@ -174,7 +188,7 @@ func (c *Cluster) Close() {
 	}
 	for _, m := range c.live {
 		m.abandon()
-		m.lease.Release()
+		m.release()
 	}
 	for _, m := range c.draining {
 		m.abandon()
@@ -267,7 +281,7 @@ func (c *Cluster) publishLocked() {
 		Endpoints:  make([]upstream.Endpoint, len(c.live)),
 		Draining:   make([]upstream.Endpoint, len(draining)),
 	}
-	v := &View{Snapshot: s, Endpoints: make([]*transport.Endpoint, 0, len(c.live)+len(draining))}
+	v := &View{Snapshot: s, Endpoints: make([]Endpoint, 0, len(c.live)+len(draining))}
 	for _, part := range []struct {
 		members []*member
 		out     []upstream.Endpoint
@@ -275,7 +289,7 @@ func (c *Cluster) publishLocked() {
 		for i, m := range part.members {
 			m.info.Index = len(v.Endpoints)
 			part.out[i] = m.info
-			v.Endpoints = append(v.Endpoints, m.end)
+			v.Endpoints = append(v.Endpoints, Endpoint{m.end, m.info.State})
 		}
 	}
 	v.used = c.uses(s)

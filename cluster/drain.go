@@ -80,7 +80,7 @@ func (c *Cluster) sweep() {
 	}
 	for _, m := range gone {
 		m.abandon()
-		m.lease.Release()
+		m.release()
 	}
 }
 
@@ -127,13 +127,13 @@ func (c *Cluster) cut(m *member) int {
 func (c *Cluster) lingerLocked(m *member) {
 	away := time.Since(m.removed)
 	if m.cut || m.info.State.Active() == 0 || c.isLiveLocked(m.end) {
-		time.AfterFunc(max(0, memoryTime-away), m.lease.Release)
+		time.AfterFunc(max(0, memoryTime-away), m.release)
 		return
 	}
 	time.AfterFunc(max(0, memoryTime-away, c.cfg.DrainTimeout-away), func() {
-		if !m.lease.Shared() {
+		if !m.conns.Shared() {
 			c.cut(m)
 		}
-		m.lease.Release()
+		m.release()
 	})
 }

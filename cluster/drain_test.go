@@ -58,7 +58,7 @@ func TestDrainWhileListsChange(t *testing.T) {
 			time.Sleep(sweepEvery / 2)
 		}
 		synctest.Wait()
-		if !slices.Equal(f.cut(), []*transport.Endpoint{two}) {
+		if !slices.Equal(f.cut(), []*transport.Endpoint{two.Endpoint}) {
 			t.Errorf("calls were ended on %d endpoints, want 1", len(f.cut()))
 		}
 		two.State.End()
@@ -122,7 +122,7 @@ func TestDrainTimeoutOverReload(t *testing.T) {
 			}
 			time.Sleep(2 * time.Minute)
 			synctest.Wait()
-			want := []*transport.Endpoint{two}
+			want := []*transport.Endpoint{two.Endpoint}
 			if back {
 				want = nil
 			}

@@ -6,7 +6,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -131,4 +130,4 @@ func (c *Cluster) watchesHealth() bool {
 }
 
 // Live are the endpoints that are not draining.
-func (v *View) Live() []*transport.Endpoint { return v.Endpoints[:len(v.Snapshot.Endpoints)] }
+func (v *View) Live() []Endpoint { return v.Endpoints[:len(v.Snapshot.Endpoints)] }

@@ -177,7 +177,7 @@ func TestNoPanicAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t, Config{
 			Static: endpoints(1, 2, 3), Hold: true, Panics: func(usable, all int) bool { return 2*usable < all },
-			Companions: []Companion{func(_ *upstream.Endpoint, e *transport.Endpoint) func() {
+			Companions: []Companion{func(e *upstream.Endpoint, _ *transport.Endpoint) func() {
 				e.State.Set(upstream.Connecting)
 				return func() {}
 			}},
@@ -251,7 +251,7 @@ func TestHold(t *testing.T) {
 		c, err := New(Config{
 			Static: endpoints(1), Policy: new(watchful), Hold: true, Logger: start(t, Config{Static: endpoints(2)}).cfg.Logger,
 			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: name} },
-			Companions: []Companion{func(_ *upstream.Endpoint, e *transport.Endpoint) func() {
+			Companions: []Companion{func(e *upstream.Endpoint, _ *transport.Endpoint) func() {
 				e.State.Set(upstream.Connecting)
 				return func() {}
 			}},
@@ -296,8 +296,8 @@ func TestWarmthOfNewEndpoints(t *testing.T) {
 				}
 				return min(1, max(0.1, float64(time.Since(since))/float64(window)))
 			},
-			Companions: []Companion{func(_ *upstream.Endpoint, end *transport.Endpoint) func() {
-				end.State.Found(time.Now())
+			Companions: []Companion{func(e *upstream.Endpoint, _ *transport.Endpoint) func() {
+				e.State.Found(time.Now())
 				return func() {}
 			}},
 		}

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,10 +20,14 @@ type memberKey struct{ network, address, name string }
 
 // member is an endpoint that is in the list, or was not long ago.
 type member struct {
-	key   memberKey
-	info  upstream.Endpoint
-	end   *transport.Endpoint
-	lease *upstream.Lease[*transport.Endpoint]
+	key  memberKey
+	info upstream.Endpoint
+	end  *transport.Endpoint
+	// What is shared with other handlers: connections by address and how it is reached, the State by that and what is meant by
+	// health. (The third, the load, by address alone, is had through the State.)
+	conns  *upstream.Lease[*transport.Endpoint]
+	state  *upstream.Lease[*upstream.State]
+	detach func()
 	// watches tell of its state; stops end what looks after it, nil while nothing does.
 	watches, stops []func()
 
@@ -50,7 +55,7 @@ func (c *Cluster) listLocked() error {
 			if m, err = c.newMember(key, info); err != nil {
 				for _, m := range added {
 					delete(c.members, m.key)
-					m.lease.Release()
+					m.release()
 				}
 				return fmt.Errorf("upstream %s: %w", info.Address, err)
 			}
@@ -71,8 +76,9 @@ func (c *Cluster) listLocked() error {
 			came++
 		}
 		m.removed, m.busy, m.drained, m.cut = time.Time{}, false, false, false
+		state := m.info.State
 		m.info = wanted[i]
-		m.info.State = m.end.State
+		m.info.State = state
 	}
 	now := time.Now()
 	gone := 0
@@ -143,22 +149,44 @@ func (c *Cluster) sameLocked(wanted []upstream.Endpoint) bool {
 }
 
 func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, error) {
-	m := &member{key: key, info: *info, lease: transport.Pool.NewLease()}
-	end, err := transport.Acquire(m.lease, upstream.Address{Network: info.Network, Dial: info.Address}, c.cfg.Transport(info))
+	m := &member{key: key, info: *info, conns: transport.Pool.NewLease(), state: upstream.States.NewLease()}
+	addr, cfg := upstream.Address{Network: info.Network, Dial: info.Address}, c.cfg.Transport(info)
+	var err error
+	if m.end, err = transport.Acquire(m.conns, addr, cfg); err == nil {
+		m.info.State, err = m.state.Acquire(transport.Key(addr, cfg)+"\n"+c.cfg.Health, func() (*upstream.State, error) {
+			return upstream.NewState(upstream.LoadOf(addr)), nil
+		})
+	}
 	if err != nil {
+		m.release()
 		return nil, err
 	}
-	m.end, m.info.State = end, end.State
+	m.detach = m.end.Attach(m.info.State)
 	return m, nil
+}
+
+// release gives back what newMember took.
+func (m *member) release() {
+	if m.detach != nil {
+		m.detach()
+	}
+	m.state.Release()
+	m.conns.Release()
 }
 
 // watchLocked begins to hear of a member's state, once the configuration is in force.
 func (c *Cluster) watchLocked(m *member) {
-	m.end.SetLogger(c.cfg.Logger) // it may have been there before, with the last configuration's
+	cfg := c.cfg.Transport(&m.info)
+	other, leave := m.end.Use(cfg, c.cfg.Configuration)
+	if other != 0 && !c.differs {
+		c.differs = true // once: it may be so with thousands of upstreams
+		c.cfg.Logger.Warn("handlers allow different numbers of connections to the same upstream; the largest max_conns holds for all of them",
+			zap.String("upstream", m.info.Address), zap.Int("max_conns", cmp.Or(cfg.MaxConns, transport.DefaultMaxConns)), zap.Int("other_max_conns", other))
+	}
 	_, selective := c.cfg.Policy.(selection.Selective)
-	m.watches = append(m.watches,
-		m.end.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
-		m.end.State.WatchStatus(func(_, _ upstream.Status) {
+	m.watches = append(m.watches, leave,
+		m.info.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
+		m.info.State.WatchStatus(func(_, _ upstream.Status) {
 			c.tell()
 			if selective || c.cfg.Panics != nil {
 				c.healthChanged() // for them it makes a difference why an endpoint is of no use
@@ -201,7 +229,7 @@ func (c *Cluster) attendLocked(used []bool) (unused []*member) {
 }
 
 func (c *Cluster) lookAfterLocked(m *member) {
-	m.stops = append(m.stops, m.end.Preconnect())
+	m.stops = append(m.stops, m.end.Preconnect(c.cfg.Transport(&m.info).MinConns))
 	for _, start := range c.cfg.Companions {
 		info := m.info // which changes
 		m.stops = append(m.stops, start(&info, m.end))

@@ -147,7 +147,7 @@ func halfOpenAgain(t *testing.T) {
 			t.Error("it is taken for usable, though it has never spoken")
 			return true
 		} else if s == nil && accepted() > 1 {
-			end.Store(endpointAt(t, silent).State)
+			end.Store(stateOf(t, silent))
 		}
 		return accepted() >= 4
 	})
@@ -320,7 +320,7 @@ func queueByDeadline(t *testing.T) {
 			conn = l.Accept()
 			eventually(t, "the first call has the stream", func() bool { return len(conn.Untaken(1)) > 0 })
 		}
-		eventually(t, "the call waits", func() bool { return endpointAt(t, l.Addr()).State.Active() == int64(i+1) })
+		eventually(t, "the call waits", func() bool { return stateOf(t, l.Addr()).Active() == int64(i+1) })
 	}
 	for _, want := range []string{"50", "20", "30", "70", "90"} {
 		h := conn.ExpectHeaders()

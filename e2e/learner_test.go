@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,7 +24,6 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
-	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
@@ -362,9 +362,9 @@ func TestWork(t *testing.T) {
 // stateOf is the state of the endpoint at the address.
 func stateOf(t *testing.T, addr string) (s *upstream.State) {
 	t.Helper()
-	transport.Pool.Range(func(_ string, e *transport.Endpoint) bool {
-		if e.Address() == addr {
-			s = e.State
+	upstream.States.Range(func(key string, is *upstream.State) bool {
+		if strings.HasPrefix(key, "tcp/"+addr+" ") {
+			s = is
 		}
 		return s == nil
 	})

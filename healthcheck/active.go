@@ -191,7 +191,7 @@ func (a *Active) Start(transport func(*upstream.Endpoint) transport.Config, logg
 }
 
 // Identity names what the verdicts mean. Handlers that ask different questions must not share an endpoint's state: the
-// answers would get into each other's way. It belongs into transport.Config.Identity.
+// answers would get into each other's way. It is part of Config.Identity.
 func (a *Active) Identity() string {
 	if a == nil {
 		return ""
@@ -210,7 +210,7 @@ func (a *Active) services() []string {
 // Attend checks an endpoint from now on until stop is called. Whoever asks the same of the same endpoint shares the
 // checks. It is a cluster.Companion.
 func (a *Active) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
-	r := rosterOf(end.State)
+	r := rosterOf(info.State)
 	r.join(a, info, end)
 	return func() { r.leave(a) }
 }

@@ -36,7 +36,7 @@ func TestThresholds(t *testing.T) {
 		p.say(Serving, "")
 		info, end := endpoint(t, "127.0.0.1:1")
 		s := end.State
-		defer active(t, steady(&Active{Passes: 2, Fails: 3}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Passes: 2, Fails: 3}), p).Attend(info, end.Endpoint)()
 		synctest.Wait()
 		if s.Usable() {
 			t.Error("usable before the first answer")
@@ -78,7 +78,7 @@ func TestFirstAnswerDecides(t *testing.T) {
 		p := new(script)
 		p.say(NoAnswer, "nobody there")
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Fails: 3}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Fails: 3}), p).Attend(info, end.Endpoint)()
 		after(spread)
 		if st := end.State.Status(); st.Condition != upstream.ConditionUnhealthy || st.Text != "nobody there" {
 			t.Errorf("after a bad first answer: %+v", st)
@@ -98,7 +98,7 @@ func TestInitialHealthy(t *testing.T) {
 		p.say(NoAnswer, "nobody there")
 		info, end := endpoint(t, "127.0.0.1:1")
 		s := end.State
-		defer active(t, steady(&Active{Fails: 2, Initial: InitialHealthy}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Fails: 2, Initial: InitialHealthy}), p).Attend(info, end.Endpoint)()
 		if !s.Usable() {
 			t.Error("not usable at first")
 		}
@@ -119,7 +119,7 @@ func TestTimeout(t *testing.T) {
 		p := &script{hang: true}
 		info, end := endpoint(t, "127.0.0.1:1")
 		begin := time.Now()
-		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end.Endpoint)()
 		after(spread + DefaultTimeout)
 		if !end.State.Has(upstream.Unhealthy) {
 			t.Error("not unhealthy after the timeout")
@@ -141,7 +141,7 @@ func TestIntervals(t *testing.T) {
 			UnhealthyEdgeInterval: 3 * testSecond, HealthyEdgeInterval: 4 * testSecond, NoTrafficInterval: 60 * testSecond,
 			Fails: 2, Passes: 2,
 		})
-		defer active(t, a, p).Attend(info, end)()
+		defer active(t, a, p).Attend(info, end.Endpoint)()
 		var want []time.Duration
 		next := func(d time.Duration, answer Answer) {
 			t.Helper()
@@ -183,8 +183,8 @@ func TestShared(t *testing.T) {
 		p.say(Serving, "")
 		other.say(Serving, "")
 		info, end := endpoint(t, "127.0.0.1:1")
-		first := active(t, steady(new(Active)), p).Attend(info, end)
-		second := active(t, steady(new(Active)), other).Attend(info, end)
+		first := active(t, steady(new(Active)), p).Attend(info, end.Endpoint)
+		second := active(t, steady(new(Active)), other).Attend(info, end.Endpoint)
 		after(10*time.Second + spread)
 		if n, m := len(p.asked()), len(other.asked()); n != 0 || m != 11 {
 			t.Errorf("asked %d and %d times in 10 s", n, m)
@@ -213,7 +213,7 @@ func TestReload(t *testing.T) {
 				p := new(script)
 				p.say(NotServing, "no")
 				info, end := endpoint(t, "127.0.0.1:1")
-				stop := active(t, steady(&Active{Interval: caddy.Duration(time.Minute)}), p).Attend(info, end)
+				stop := active(t, steady(&Active{Interval: caddy.Duration(time.Minute)}), p).Attend(info, end.Endpoint)
 				after(spread)
 				if !end.State.Has(upstream.Unhealthy) {
 					t.Fatal("not unhealthy")
@@ -224,7 +224,7 @@ func TestReload(t *testing.T) {
 				if !end.State.Usable() {
 					t.Error("nobody checks, but it is unhealthy")
 				}
-				defer active(t, steady(&Active{Interval: caddy.Duration(interval)}), p).Attend(info, end)()
+				defer active(t, steady(&Active{Interval: caddy.Duration(interval)}), p).Attend(info, end.Endpoint)()
 				if st := end.State.Status(); st.Condition != upstream.ConditionUnhealthy || st.Text != "no" {
 					t.Errorf("after a reload: %+v", st)
 				}
@@ -248,8 +248,8 @@ func TestTwoQuestions(t *testing.T) {
 		p.say(Serving, "")
 		q.say(NotServing, "q says no")
 		info, end := endpoint(t, "127.0.0.1:1")
-		stopP := active(t, steady(new(Active)), p).Attend(info, end)
-		stopQ := active(t, steady(&Active{Port: 99}), q).Attend(info, end)
+		stopP := active(t, steady(new(Active)), p).Attend(info, end.Endpoint)
+		stopQ := active(t, steady(&Active{Port: 99}), q).Attend(info, end.Endpoint)
 		after(spread)
 		if st := end.State.Status(); st.Text != "q says no" {
 			t.Errorf("%+v", st)
@@ -271,7 +271,7 @@ func TestChecksAreSpread(t *testing.T) {
 		const n = 500
 		for i := range n {
 			info, end := endpoint(t, fmt.Sprintf("127.0.0.1:%d", i+1))
-			defer a.Attend(info, end)()
+			defer a.Attend(info, end.Endpoint)()
 		}
 		after(2 * time.Minute)
 		begin := time.Now()
@@ -307,7 +307,7 @@ func TestPanicInProber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := new(panicky)
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Fails: 1}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Fails: 1}), p).Attend(info, end.Endpoint)()
 		after(5 * time.Second)
 		if !end.State.Usable() || p.asked < 3 {
 			t.Errorf("usable %v, asked %d times", end.State.Usable(), p.asked)
@@ -349,7 +349,7 @@ func TestWatchBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatcher(WatchOnly)
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end)()
+		defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end.Endpoint)()
 		last := <-w.watched
 		for i, want := range []time.Duration{1000, 1600, 2560, 4000, 4000} {
 			w.end <- errors.New("some status")
@@ -399,7 +399,7 @@ func TestWatchEndsInOrder(t *testing.T) {
 				w := newWatcher(mode)
 				w.say(Serving, "")
 				info, end := endpoint(t, "127.0.0.1:1")
-				defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end)()
+				defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end.Endpoint)()
 				defer end.State.WatchStatus(func(_, to upstream.Status) {
 					if to.Reason == upstream.Unhealthy {
 						t.Errorf("told %+v", to)
@@ -434,7 +434,7 @@ func TestWatchEndsBeforeAnything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWatcher(WatchOnly)
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end)()
+		defer active(t, steady(&Active{Interval: 4 * testSecond}), w).Attend(info, end.Endpoint)()
 		<-w.watched
 		w.tell <- Verdict{Answer: Serving}
 		after(time.Second)
@@ -456,7 +456,7 @@ func TestPushOvertakesProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &slowWatcher{watcher: newWatcher(WatchAndProbe), answer: make(chan Verdict)}
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(new(Active)), w).Attend(info, end)()
+		defer active(t, steady(new(Active)), w).Attend(info, end.Endpoint)()
 		<-w.watched
 		after(spread) // the probe is under way
 		w.tell <- Verdict{NotServing, "pushed"}
@@ -489,7 +489,7 @@ func TestCannotWatch(t *testing.T) {
 		w := newWatcher(WatchAndProbe)
 		w.say(Serving, "")
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(new(Active)), w).Attend(info, end)()
+		defer active(t, steady(new(Active)), w).Attend(info, end.Endpoint)()
 		<-w.watched
 		w.end <- ErrCannotWatch
 		after(time.Hour)
@@ -542,11 +542,11 @@ func TestJoinAgain(t *testing.T) {
 	p := make(slow, 1)
 	a := active(t, &Active{Interval: caddy.Duration(time.Hour), Timeout: caddy.Duration(time.Hour)}, p)
 	info, end := endpoint(t, "127.0.0.1:1")
-	stop := a.Attend(info, end)
+	stop := a.Attend(info, end.Endpoint)
 	old := <-p
 	stop()
 	close(old)
-	defer a.Attend(info, end)()
+	defer a.Attend(info, end.Endpoint)()
 	now := <-p
 	if !end.State.Has(upstream.Connecting) {
 		t.Errorf("%+v from the old question", end.State.Status())

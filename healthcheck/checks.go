@@ -32,7 +32,7 @@ func newChecks(r *roster, a *Active, info *upstream.Endpoint, end *transport.End
 	if a.Port == 0 {
 		conns.calls = end
 	}
-	g := &checks{r: r, state: end.State}
+	g := &checks{r: r, state: info.State}
 	g.target = Target{Endpoint: info, Address: addr, Transport: cfg, Timeout: time.Duration(a.Timeout), conns: conns}
 	g.target.noService = func(why string) { g.noService(info.Address, why) }
 	g.useLocked([]*Active{a})

@@ -89,9 +89,9 @@ func (c *Config) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop 
 	}
 	stops := []func(){c.monitor.Attend(info, end)}
 	if s := c.SlowStart; s != nil {
-		end.State.SetWarmUp(time.Duration(s.Window))
+		info.State.SetWarmUp(time.Duration(s.Window))
 	} else {
-		end.State.SetWarmUp(0) // an earlier configuration may have had it
+		info.State.SetWarmUp(0) // an earlier configuration may have had it
 	}
 	if c.Passive != nil {
 		stops = append(stops, c.Passive.Attend(info, end))
@@ -140,7 +140,7 @@ func (c *Config) Services() []string {
 }
 
 // Identity tells apart handlers that must not share an endpoint's state, since what one means by its health is not what
-// the other does. It belongs into transport.Config.Identity. Times and thresholds are not part of it.
+// the other does. It is cluster.Config.Health. Times and thresholds are not part of it.
 func (c *Config) Identity() string {
 	if c == nil {
 		return ""

@@ -56,7 +56,7 @@ func TestConfig(t *testing.T) {
 		OnChange:  func(tr Transition) { events <- tr.Event() + " " + tr.Endpoint.Address },
 	})
 	info, end := endpoint(t, b.Addr())
-	stop := c.Attend(info, end)
+	stop := c.Attend(info, end.Endpoint)
 	next := func(want string) {
 		t.Helper()
 		select {
@@ -177,7 +177,7 @@ func TestBackoffIsNoEvent(t *testing.T) {
 		n := 0
 		m := &Monitor{OnChange: func(Transition) { n++ }}
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer m.Attend(info, end)()
+		defer m.Attend(info, end.Endpoint)()
 		for range 10 {
 			end.State.Set(upstream.Backoff)
 			end.State.Clear(upstream.Backoff)

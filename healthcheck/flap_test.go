@@ -31,8 +31,8 @@ func TestFlapping(t *testing.T) {
 				s := end.State
 				changes := 0
 				m := &Monitor{OnChange: func(Transition) { changes++ }}
-				defer m.Attend(info, end)()
-				defer active(t, steady(&Active{Interval: caddy.Duration(tc.interval)}), w).Attend(info, end)()
+				defer m.Attend(info, end.Endpoint)()
+				defer active(t, steady(&Active{Interval: caddy.Duration(tc.interval)}), w).Attend(info, end.Endpoint)()
 				<-w.watched
 				tell := func(v Verdict) {
 					w.tell <- v
@@ -80,7 +80,7 @@ func TestFlappingHold(t *testing.T) {
 		w := newWatcher(WatchAndProbe)
 		w.say(Serving, "")
 		info, end := endpoint(t, "127.0.0.1:1")
-		stop := active(t, steady(&Active{Interval: 10 * testSecond, HealthyEdgeInterval: 5 * testSecond}), w).Attend(info, end)
+		stop := active(t, steady(&Active{Interval: 10 * testSecond, HealthyEdgeInterval: 5 * testSecond}), w).Attend(info, end.Endpoint)
 		<-w.watched
 		after(spread) // asked for the first time
 		for range flaps + 1 {

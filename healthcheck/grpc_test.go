@@ -396,7 +396,9 @@ func TestBusyEndpoint(t *testing.T) {
 	}
 	end := transport.NewEndpoint(addrs[0], transport.Config{MaxConns: 1})
 	t.Cleanup(func() { _ = end.Destruct() })
-	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: end.State}
+	state := new(upstream.State)
+	defer end.Attach(state)()
+	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: state}
 	watch, err := rpc.Begin(t.Context(), func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) { // holds the only stream
 		s, err := end.Open(caller{t.Context()}, fields, false, recv)
 		if err != nil {
@@ -409,14 +411,14 @@ func TestBusyEndpoint(t *testing.T) {
 	}
 	defer watch.Close()
 	defer a.Attend(info, end)()
-	healthy := func() bool { return end.State.UsableExcept(upstream.NoRoom) }
+	healthy := func() bool { return state.UsableExcept(upstream.NoRoom) }
 	eventually(t, "healthy", healthy)
 	for range 5 {
 		before := b.Calls()["/grpc.health.v1.Health/Check"]
 		eventually(t, "another check", func() bool { return b.Calls()["/grpc.health.v1.Health/Check"] > before })
 	}
 	if !healthy() {
-		t.Errorf("a busy endpoint is %+v", end.State.Status())
+		t.Errorf("a busy endpoint is %+v", state.Status())
 	}
 }
 

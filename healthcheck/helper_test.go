@@ -44,23 +44,34 @@ func active(t testing.TB, a *Active, p Prober) *Active {
 	return a
 }
 
+// attended is an endpoint whose connections a State shows.
+type attended struct {
+	*transport.Endpoint
+	State *upstream.State
+}
+
 // endpoint makes an endpoint with connections of its own.
-func endpoint(t testing.TB, addr string) (*upstream.Endpoint, *transport.Endpoint) {
+func endpoint(t testing.TB, addr string) (*upstream.Endpoint, attended) {
 	t.Helper()
 	addrs, _, err := upstream.Parse(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	end := transport.NewEndpoint(addrs[0], transport.Config{})
-	t.Cleanup(func() { _ = end.Destruct() })
-	return &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].Dial, State: end.State}, end
+	state := new(upstream.State)
+	detach := end.Attach(state)
+	t.Cleanup(func() {
+		_ = end.Destruct()
+		detach()
+	})
+	return &upstream.Endpoint{Network: addrs[0].Network, Address: addrs[0].Dial, State: state}, attended{end, state}
 }
 
 // attend checks an endpoint until the end of the test.
-func attend(t testing.TB, a *Active, addr string) *transport.Endpoint {
+func attend(t testing.TB, a *Active, addr string) attended {
 	t.Helper()
 	info, end := endpoint(t, addr)
-	t.Cleanup(a.Attend(info, end))
+	t.Cleanup(a.Attend(info, end.Endpoint))
 	return end
 }
 

@@ -76,13 +76,13 @@ type Monitor struct {
 // Attend tells of an endpoint's transitions until stop is called. It is a cluster.Companion; it should be the first, so
 // that it hears what the others do.
 func (m *Monitor) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
-	end.State.Found(time.Now())
+	info.State.Found(time.Now())
 	var mu sync.Mutex
-	known := end.State.Status()
+	known := info.State.Status()
 	if known.Reason == upstream.Backoff {
 		known = upstream.Status{} // what it was before that, nobody knows any more
 	}
-	return end.State.WatchStatus(func(_, to upstream.Status) {
+	return info.State.WatchStatus(func(_, to upstream.Status) {
 		if passing(to) {
 			return
 		}

@@ -49,7 +49,7 @@ func TestEvents(t *testing.T) {
 					conditions = append(conditions, x.To.Condition)
 				}}
 				info, end := endpoint(t, "127.0.0.1:1")
-				stop := m.Attend(info, end)
+				stop := m.Attend(info, end.Endpoint)
 				for _, s := range tt.steps {
 					end.State.Change(s.set, s.clear, "")
 					after(time.Second)
@@ -82,7 +82,7 @@ func TestEventsOfTheIll(t *testing.T) {
 		end.State.Set(reason)
 		var got []string
 		m := &Monitor{OnChange: func(x Transition) { got = append(got, x.Event()) }}
-		stop := m.Attend(info, end)
+		stop := m.Attend(info, end.Endpoint)
 		end.State.Clear(reason)
 		stop()
 		if g := strings.Join(got, " "); g != want {

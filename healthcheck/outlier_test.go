@@ -509,12 +509,12 @@ func TestCheckShortensEjection(t *testing.T) {
 				p.say(Serving, "")
 				info, end := endpoint(t, "127.0.0.1:1")
 				s := end.State
-				defer active(t, steady(&Active{Interval: 5 * testSecond}), p).Attend(info, end)()
+				defer active(t, steady(&Active{Interval: 5 * testSecond}), p).Attend(info, end.Endpoint)()
 				passive := &Passive{OutlierDetection: &OutlierDetection{IgnoreChecks: ignore}}
 				if err := passive.Provision(caddy.Context{}); err != nil {
 					t.Fatal(err)
 				}
-				defer passive.Attend(info, end)()
+				defer passive.Attend(info, end.Endpoint)()
 				after(time.Second)
 				for range 5 {
 					passive.Observe(s, &attemptFailed, 0)

@@ -28,8 +28,8 @@ type Passive struct {
 	// failure for `max_fails`. Attempts with more than one message in either direction, streams, do not. Default: off.
 	UnhealthyLatency caddy.Duration `json:"unhealthy_latency,omitempty"`
 
-	// How many RPCs an upstream may have in flight; with so many or more it gets no further ones. If several handlers use the
-	// upstream, their RPCs add up, and the lowest limit counts. Default: no limit.
+	// How many RPCs an upstream may have in flight; with so many or more it gets no further ones. The RPCs of all handlers that
+	// use the upstream add up. Of handlers with the same health settings the lowest limit counts. Default: no limit.
 	UnhealthyRequestCount int `json:"unhealthy_request_count,omitempty"`
 
 	// The gRPC codes that count as failures, by name or number. Default: `UNAVAILABLE` and `DATA_LOSS`, which servers send for
@@ -127,7 +127,7 @@ func (p *Passive) NeedsLatency() bool {
 
 // Attend counts what happens on an endpoint from now on until stop is called. It is a cluster.Companion.
 func (p *Passive) Attend(info *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
-	return p.attend(info.Address, end.State)
+	return p.attend(info.Address, info.State)
 }
 
 func (p *Passive) attend(address string, s *upstream.State) (stop func()) {

@@ -62,7 +62,7 @@ func TestNoTrafficOfSeveral(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newServices(map[string]Answer{"": Serving, "pkg.A": Serving, "pkg.B": Serving})
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Interval: 10 * testSecond, NoTrafficInterval: 600 * testSecond}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Interval: 10 * testSecond, NoTrafficInterval: 600 * testSecond}), p).Attend(info, end.Endpoint)()
 		for range 3600 {
 			end.State.Begin()
 			end.State.End()
@@ -87,12 +87,12 @@ func TestServicesReload(t *testing.T) {
 				p := newServices(map[string]Answer{"": Serving, "pkg.A": NotServing, "pkg.B": Serving})
 				info, end := endpoint(t, "127.0.0.1:1")
 				s := end.State
-				stop := active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end)
+				stop := active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end.Endpoint)
 				if s.Usable() {
 					t.Error("usable before the first answers")
 				}
 				after(time.Second)
-				again := active(t, steady(&Active{Interval: interval}), p).Attend(info, end)
+				again := active(t, steady(&Active{Interval: interval}), p).Attend(info, end.Endpoint)
 				is := func(when string, a bool) {
 					t.Helper()
 					if s.UsableFor("pkg.A") != a || !s.UsableFor("pkg.B") || !s.UsableFor("pkg.Other") {
@@ -123,7 +123,7 @@ func TestServicesFirstAnswer(t *testing.T) {
 		p := newServices(map[string]Answer{"": Serving, "pkg.A": Undecided})
 		info, end := endpoint(t, "127.0.0.1:1")
 		s := end.State
-		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end)()
+		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end.Endpoint)()
 		after(time.Minute)
 		if st := s.Status(); st.Condition != upstream.ConditionConnecting {
 			t.Errorf("with one answer missing: %+v", st)
@@ -141,8 +141,8 @@ func TestServicesTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, q := newServices(map[string]Answer{"": Serving, "pkg.A": Serving}), newServices(map[string]Answer{"": Serving, "pkg.A": NotServing})
 		info, end := endpoint(t, "127.0.0.1:1")
-		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end)()
-		stop := active(t, steady(&Active{Interval: 20 * testSecond}), q).Attend(info, end)
+		defer active(t, steady(&Active{Interval: 10 * testSecond}), p).Attend(info, end.Endpoint)()
+		stop := active(t, steady(&Active{Interval: 20 * testSecond}), q).Attend(info, end.Endpoint)
 		after(time.Minute)
 		if p.asked("pkg.A") < 5 || q.asked("pkg.A") < 2 {
 			t.Errorf("asked %d and %d times in a minute", p.asked("pkg.A"), q.asked("pkg.A"))
@@ -170,7 +170,7 @@ func TestServicesLog(t *testing.T) {
 		a := active(t, steady(&Active{Interval: 10 * testSecond, Fails: 1}), p)
 		core, logs := observer.New(zap.InfoLevel)
 		a.logger = zap.New(core)
-		defer a.Attend(info, end)()
+		defer a.Attend(info, end.Endpoint)()
 		after(time.Second)
 		if logs.Len() != 0 {
 			t.Errorf("at first the log says %v", logs.All())
@@ -203,7 +203,7 @@ func TestNothingKept(t *testing.T) {
 		p := newServices(map[string]Answer{"": Serving, "pkg.A": Serving})
 		a := active(t, &Active{Interval: caddy.Duration(interval)}, p)
 		kept = append(kept, weak.Make(a))
-		return a.Attend(info, end)
+		return a.Attend(info, end.Endpoint)
 	}
 	stop := attend(time.Hour)
 	for i := range 5 {

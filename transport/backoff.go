@@ -6,7 +6,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
-	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
 
 // backoff is the wait after failed dials, and after connections that ended before they were of use. It doubles from 100 ms
@@ -104,7 +103,7 @@ func (e *Endpoint) dialFailedLocked(err *Error) {
 func (e *Endpoint) barLocked(err *Error) {
 	if p := e.clients.parent; p == nil || err.unreached && p.clients.connected.Load() == 0 && p.Conns() == 0 {
 		e.backoff.barred = true
-		e.State.Set(upstream.Backoff)
+		e.mu.changed(e.link.SetBackoff(true))
 	}
 }
 
@@ -135,7 +134,7 @@ func (e *Endpoint) dialledLocked(conns int) {
 	}
 	b.due = time.Time{}
 	b.until, b.last, b.paused, b.barred, b.timer = time.Time{}, nil, false, false, nil
-	e.State.Clear(upstream.Backoff)
+	e.mu.changed(e.link.SetBackoff(false))
 }
 
 // lostLocked handles the end of a connection that the upstream has ended, or is ending. It is replaced if it was the last and
@@ -183,7 +182,7 @@ func (e *Endpoint) backoffOver() {
 			e.startDialLocked()
 		case b.barred:
 			b.barred = false
-			e.State.Clear(upstream.Backoff)
+			e.mu.changed(e.link.SetBackoff(false))
 		}
 	}
 	unused := over && e.unusedLocked()

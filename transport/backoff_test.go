@@ -59,7 +59,7 @@ func TestOutage(t *testing.T) {
 	}
 	attempts(9)
 	said("warn cannot connect to upstream: " + addr + ": connect failed: connection refused")
-	if !e.State.Has(upstream.Backoff) {
+	if !e.link.Has(upstream.Backoff) {
 		t.Error("not in backoff")
 	}
 	// The wait is of about ten seconds now.
@@ -96,7 +96,7 @@ func TestOutage(t *testing.T) {
 		e.Retry()
 		return e.Conns() == 1
 	})
-	if !e.State.Usable() {
+	if !usable(e) {
 		t.Error("connected and not usable")
 	}
 	said("info connected to upstream again")

@@ -12,7 +12,7 @@ import (
 
 // clients splits an endpoint by client: for the PROXY protocol, whose header names one client per connection, so that
 // calls of different clients must not share one, and for clients whose calls must not share one with others'. Each
-// client's part is an endpoint of its own with the same address and state; it goes when its last connection does, or when
+// client's part is an endpoint of its own with the same address and limits; it goes when its last connection does, or when
 // none could be made.
 type clients struct {
 	mu       sync.Mutex
@@ -50,8 +50,7 @@ func (e *Endpoint) Own(client netip.Addr) *Endpoint {
 		return p
 	}
 	p := NewEndpoint(e.addr, e.cfg)
-	p.State = e.State
-	p.logger.Store(e.logger.Load())
+	p.link, p.mu.link, p.logger, p.limits = e.link, e.link, e.logger, e.limits
 	p.clients.parent, p.clients.client = e, client
 	if c.released {
 		p.released = true // its connections end with their streams

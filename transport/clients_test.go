@@ -86,7 +86,7 @@ func TestOwnConnectionRefused(t *testing.T) {
 	if _, err := e.Own(netip.MustParseAddr("192.0.2.1")).Open(patient, request(), true, h2.NewBlocking()); err == nil || err.Kind != KindDial {
 		t.Fatalf("%v, want a refused connection", err)
 	}
-	if !e.State.Usable() {
+	if !usable(e) {
 		t.Error("not usable for the others any more")
 	}
 	call()
@@ -124,10 +124,10 @@ func TestPreconnect(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l, accepted := listen(t)
 	e := endpoint(t, l.Addr(), Config{MinConns: 2})
-	stop := e.Preconnect()
+	stop := e.Preconnect(2)
 	first, second := <-accepted, <-accepted
 	eventually(t, "two connections", func() bool { return e.Conns() == 2 })
-	other := e.Preconnect()
+	other := e.Preconnect(2)
 	stop()
 	stop()
 	first.Abort()
@@ -137,7 +137,7 @@ func TestPreconnect(t *testing.T) {
 	second.Abort()
 	third.Abort()
 	eventually(t, "none any more", func() bool { return e.Conns() == 0 })
-	e.Preconnect()
+	e.Preconnect(2)
 	<-accepted
 	<-accepted
 	eventually(t, "two new ones", func() bool { return e.Conns() == 2 })

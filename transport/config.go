@@ -10,8 +10,8 @@ import (
 
 // Config says how an endpoint is reached. Zero values get the defaults named at the fields.
 type Config struct {
-	// Identity tells apart endpoints of the same address that must not share connections (other TLS material, other
-	// limits). It is part of the pool's key.
+	// Identity tells apart endpoints of the same address that must not share connections (other TLS material, another limit of
+	// streams). It is part of the pool's key.
 	Identity string
 
 	// DialTimeout bounds making a connection, from the name's look-up to the peer's first SETTINGS. Default 3 s.
@@ -37,9 +37,10 @@ type Config struct {
 	// it a connection speaks for one client: see Endpoint.For.
 	ProxyProtocol byte
 
-	// MinConns is how many connections Preconnect makes and the endpoint then tries to keep.
+	// MinConns is how many connections Preconnect is to be asked for.
 	MinConns int
-	// MaxConns is how many connections the endpoint may have. Default 10 (gRFC A105).
+	// MaxConns is how many connections the endpoint may have. Default 10 (gRFC A105). It makes connections no different, and
+	// neither do QueueSize and QueueTimeout: see Endpoint.Use.
 	MaxConns int
 	// MaxStreamsPerConn bounds the streams of one connection below the peer's own limit. 0: the peer's limit alone.
 	MaxStreamsPerConn uint32

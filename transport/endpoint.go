@@ -17,20 +17,20 @@ import (
 
 var randFloat = rand.Float64
 
-// Endpoint is the connections to one address. It is shared by all handlers that reach the address in the same way and
-// survives reloads (see Pool). Connections are dialled when calls need them.
+// Endpoint is the connections to one address. It is shared by all handlers that reach the address in the same way, whatever
+// they think of its health, and survives reloads (see Pool). Connections are dialled when calls need them.
 type Endpoint struct {
-	// State is the endpoint's live state.
-	State *upstream.State
-
 	addr upstream.Address
 	cfg  Config
+	// link is how the connections are, for the States to show. Clients' parts have their parent's.
+	link *upstream.Link
 	tls  struct {
 		mu        sync.Mutex
 		from, cur *tls.Config // cur was made of from
 	}
-	// logger is the running configuration's.
-	logger atomic.Pointer[zap.Logger]
+	// logger is the running configuration's, and limits are in force. Clients' parts have their parent's.
+	logger *atomic.Pointer[zap.Logger]
+	limits *atomic.Pointer[limits]
 
 	// conns are the connections that take new streams, oldest first. The slice is replaced, never changed, under mu;
 	// calls read it without a lock.
@@ -40,7 +40,7 @@ type Endpoint struct {
 	// gone is released for those who do not hold mu.
 	gone atomic.Bool
 
-	mu       sync.Mutex
+	mu       mutex
 	line     line
 	dialing  bool
 	dialled  time.Time // when the last dial began
@@ -50,7 +50,8 @@ type Endpoint struct {
 	ping     time.Duration
 	stop     context.CancelFunc
 	ctx      context.Context
-	keepers  int // who want Config.MinConns connections to be kept
+	keepers  []int   // how many connections somebody wants to be kept
+	users    []*user // see Use
 
 	clients clients
 	guests  guests
@@ -77,17 +78,25 @@ var Pool = upstream.NewPool[*Endpoint]()
 
 // Acquire returns the endpoint for the address and configuration, shared with everyone who asked for the same.
 func Acquire(l *upstream.Lease[*Endpoint], addr upstream.Address, cfg Config) (*Endpoint, error) {
-	return l.Acquire(addr.Network+"/"+addr.Dial+" "+cfg.Identity, func() (*Endpoint, error) {
+	return l.Acquire(Key(addr, cfg), func() (*Endpoint, error) {
 		return NewEndpoint(addr, cfg), nil
 	})
 }
 
+// Key is what endpoints are shared by.
+func Key(addr upstream.Address, cfg Config) string { return addr.Key() + " " + cfg.Identity }
+
 // NewEndpoint makes an endpoint outside the pool. The caller calls Destruct when done.
 func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 	cfg = cfg.withDefaults()
-	e := &Endpoint{State: new(upstream.State), addr: addr, cfg: cfg, ping: max(cfg.PingInterval, 0)}
+	e := &Endpoint{
+		addr: addr, cfg: cfg, link: new(upstream.Link), ping: max(cfg.PingInterval, 0),
+		logger: new(atomic.Pointer[zap.Logger]), limits: new(atomic.Pointer[limits]),
+	}
+	e.mu.link = e.link
 	e.conns.Store(new([]*conn))
 	e.logger.Store(cfg.Logger)
+	e.limits.Store(cfg.limits())
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	return e
 }
@@ -119,8 +128,8 @@ func (e *Endpoint) clientTLS() *tls.Config {
 // Address is the endpoint's address as it is logged.
 func (e *Endpoint) Address() string { return e.addr.String() }
 
-// SetLogger replaces Config.Logger: an endpoint outlives the configuration that made it, and its logger.
-func (e *Endpoint) SetLogger(l *zap.Logger) { e.logger.Store(l) }
+// Attach has the State show how the endpoint's connections are until detach is called. See upstream.Link.
+func (e *Endpoint) Attach(s *upstream.State) (detach func()) { return e.link.Attach(s) }
 
 // Scheme is what :scheme must say on the endpoint's connections: https or http.
 func (e *Endpoint) Scheme() string {
@@ -195,7 +204,7 @@ func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) (*h2.S
 func (e *Endpoint) startDialLocked() {
 	conns := *e.conns.Load()
 	switch {
-	case e.dialing || len(conns) >= e.cfg.MaxConns:
+	case e.dialing || len(conns) >= e.MaxConns():
 		return
 	case slices.ContainsFunc(conns, func(c *conn) bool { return c.Draining() }):
 		return // we are about to be told of its end; whether there is to be a pause depends on that
@@ -233,8 +242,13 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 		e.dialFailedLocked(err)
 		return
 	}
-	if e.released && len(e.line.waiters) == 0 {
+	switch {
+	case e.released && len(e.line.waiters) == 0:
 		go c.Shutdown()
+		return
+	case len(*e.conns.Load()) >= e.MaxConns(): // fewer are allowed than when the dial began
+		go c.Shutdown()
+		e.trimLocked()
 		return
 	}
 	c.made = time.Now()
@@ -256,7 +270,7 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 	default:
 	}
 	e.wakeLocked(false)
-	if len(e.line.waiters) > 0 || e.keepers > 0 && len(*e.conns.Load()) < e.cfg.MinConns {
+	if len(e.line.waiters) > 0 || len(*e.conns.Load()) < e.keptLocked() {
 		e.startDialLocked()
 	}
 	e.trimLocked()
@@ -268,7 +282,7 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 // connectedLocked notes that there is a connection, since then, or none any more.
 func (e *Endpoint) connectedLocked(since time.Time) {
 	if p := e.clients.parent; p == nil {
-		e.State.SetConnected(since)
+		e.mu.changed(e.link.SetConnected(since))
 	} else if since.IsZero() {
 		p.clients.connected.Add(-1)
 	} else {
@@ -276,22 +290,32 @@ func (e *Endpoint) connectedLocked(since time.Time) {
 	}
 }
 
-// Preconnect makes Config.MinConns connections, one after the other, and replaces those that end, until everybody who
-// called it has called stop. Then they stay until they have been idle for long.
-func (e *Endpoint) Preconnect() (stop func()) {
-	if e.cfg.MinConns == 0 {
+// Preconnect makes n connections, one after the other, and replaces those that end, until stop is called. Of those who call it
+// the one who wants most gets it. Afterwards the connections stay until they have been idle for long.
+func (e *Endpoint) Preconnect(n int) (stop func()) {
+	if n == 0 {
 		return func() {}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.keepers++; len(*e.conns.Load()) < e.cfg.MinConns {
+	if e.keepers = append(e.keepers, n); len(*e.conns.Load()) < n {
 		e.startDialLocked()
 	}
 	return sync.OnceFunc(func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.keepers--
+		i := slices.Index(e.keepers, n)
+		e.keepers = slices.Delete(e.keepers, i, i+1)
 	})
+}
+
+// keptLocked is how many connections are kept though nobody needs them.
+func (e *Endpoint) keptLocked() int {
+	most := 0
+	for _, n := range e.keepers {
+		most = max(most, n)
+	}
+	return most
 }
 
 // connWindow is the flow-control window of a connection to an upstream. All clients' calls share the connection, and
@@ -324,7 +348,7 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 
 // capacity runs whenever a stream slot became free.
 func (e *Endpoint) capacity() {
-	if e.waiting.Load() == 0 && (e.clients.parent != nil || !e.State.Has(upstream.NoRoom)) {
+	if e.waiting.Load() == 0 && (e.clients.parent != nil || !e.link.Has(upstream.NoRoom)) {
 		return
 	}
 	e.mu.Lock()
@@ -398,7 +422,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 		e.lostLocked(c, err)
 	case removed:
 		e.logger.Load().Debug("connection to upstream was idle", zap.String("upstream", e.Address()), zap.Error(err))
-		if e.keepers > 0 || len(e.line.waiters) > 0 { // else it may stay away
+		if len(e.keepers) > 0 || len(e.line.waiters) > 0 { // else it may stay away
 			e.replaceLocked(c)
 		}
 	case !c.made.IsZero() && c.proven():
@@ -425,7 +449,7 @@ func (e *Endpoint) replaceLocked(c *conn) {
 // neededLocked tells whether another connection is to take the place of the one that went away.
 func (e *Endpoint) neededLocked(c *conn) bool {
 	n := len(*e.conns.Load())
-	return len(e.line.waiters) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || e.keepers > 0 && n < e.cfg.MinConns
+	return len(e.line.waiters) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || n < e.keptLocked()
 }
 
 func (e *Endpoint) removeLocked(c *conn) bool {
@@ -439,7 +463,7 @@ func (e *Endpoint) removeLocked(c *conn) bool {
 	if len(conns) == 0 {
 		e.line.pace = pace{at: time.Now()}
 		if e.clients.parent == nil {
-			e.State.SetRoom(true)
+			e.link.SetRoom(true)
 		}
 		e.connectedLocked(time.Time{})
 	}
@@ -487,7 +511,7 @@ func (e *Endpoint) Destruct() error {
 	e.released = true
 	e.gone.Store(true)
 	e.backoff.resetLocked()
-	e.State.Clear(upstream.Backoff)
+	e.mu.changed(e.link.SetBackoff(false))
 	conns := *e.conns.Load()
 	for _, c := range conns {
 		e.removeLocked(c)

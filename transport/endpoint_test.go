@@ -52,6 +52,9 @@ func endpoint(t *testing.T, addr string, cfg Config) *Endpoint {
 	return e
 }
 
+// usable tells whether the connections are no reason to keep calls away.
+func usable(e *Endpoint) bool { return !e.link.Has(upstream.Backoff | upstream.NoRoom) }
+
 func open(t *testing.T, e *Endpoint) (*h2.Stream, *h2.Blocking) {
 	t.Helper()
 	b := h2.NewBlocking()
@@ -229,7 +232,7 @@ func TestBackoff(t *testing.T) {
 	if !strings.Contains(terr.Error(), addr) {
 		t.Fatalf("%q does not name the endpoint for the log", terr)
 	}
-	if e.State.Usable() {
+	if usable(e) {
 		t.Fatal("usable though it cannot be dialled")
 	}
 	_, terr = e.Open(patient, request(), true, h2.NewBlocking())
@@ -241,7 +244,7 @@ func TestBackoff(t *testing.T) {
 		t.Skipf("the port was taken by somebody else: %v", err)
 	}
 	wiretest.ListenOn(t, again).Serve(func(c *wiretest.Conn) { <-t.Context().Done() })
-	eventually(t, "usable again", e.State.Usable)
+	eventually(t, "usable again", func() bool { return usable(e) })
 	if e.Conns() != 1 {
 		t.Fatal("usable without a connection")
 	}

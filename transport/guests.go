@@ -87,7 +87,7 @@ func (e *Endpoint) OpenGuest(c Caller, beside func() *Endpoint, fields []h2.Fiel
 	return s, nil, err
 }
 
-// Beside makes an endpoint of the same address for guests, outside the pool and with a state of its own. The caller calls
+// Beside makes an endpoint of the same address for guests, outside the pool, which no State shows. The caller calls
 // Destruct when done.
 func (e *Endpoint) Beside() *Endpoint { return NewBeside(e.addr, e.cfg) }
 

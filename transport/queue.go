@@ -44,7 +44,7 @@ func (e *Endpoint) openSlow(c Caller, fields []h2.Field, end bool, recv h2.Recei
 	if choosy != nil {
 		since = choosy.Since()
 	}
-	w := newWaiter(deadline, since.Add(e.cfg.QueueTimeout), client)
+	w := newWaiter(deadline, since.Add(e.limits.Load().queueTimeout), client)
 	var (
 		timer *time.Timer
 		limit time.Duration
@@ -181,7 +181,7 @@ const newStreams = 100
 
 // limitLocked is how many calls may wait. Those for which a connection is being made do not count.
 func (e *Endpoint) limitLocked() int {
-	limit := max(e.cfg.QueueSize, 0)
+	limit := max(e.limits.Load().queueSize, 0)
 	if conns := len(*e.conns.Load()); e.dialing || conns == 0 || e.released {
 		n := newStreams
 		if most := e.cfg.MaxStreamsPerConn; most > 0 {
@@ -226,14 +226,14 @@ func (e *Endpoint) roomLocked(most int) (room int) {
 // fullLocked notes, and returns, that all streams are taken: pickers pass the endpoint over while another has room.
 func (e *Endpoint) fullLocked() bool {
 	if e.clients.parent == nil {
-		e.State.SetRoom(false)
+		e.link.SetRoom(false)
 	}
 	// Only now it is looked: a stream that ends meanwhile either is seen here or sees what was noted.
 	if e.roomLocked(1) == 0 {
 		return true
 	}
 	if e.clients.parent == nil {
-		e.State.SetRoom(true)
+		e.link.SetRoom(true)
 	}
 	return false
 }
@@ -255,8 +255,8 @@ func (e *Endpoint) wakeLocked(freed bool) {
 		e.waiting.Store(int32(len(e.line.waiters)))
 	}
 	e.wakeEarlyLocked()
-	if room > 0 && e.clients.parent == nil && e.State.Has(upstream.NoRoom) { // a client's part has no say in that
-		e.State.SetRoom(true)
+	if room > 0 && e.clients.parent == nil && e.link.Has(upstream.NoRoom) { // a client's part has no say in that
+		e.link.SetRoom(true)
 	}
 }
 

@@ -153,7 +153,7 @@ func TestClientsAreForgotten(t *testing.T) {
 		defer e.clients.mu.Unlock()
 		return len(e.clients.parts) == 0
 	})
-	if !e.State.Usable() {
+	if !usable(e) {
 		t.Error("the endpoint stays in backoff")
 	}
 }

@@ -34,11 +34,11 @@ func TestNoRoom(t *testing.T) {
 	}
 	_, err := e.Open(choosy{}, request(), true, h2.NewBlocking())
 	wantKind(t, err, KindElsewhere)
-	if !e.State.Has(upstream.NoRoom) || e.State.Usable() {
+	if !e.link.Has(upstream.NoRoom) || usable(e) {
 		t.Error("nobody can see that it is full")
 	}
 	answer(conns[1], conns[1].ExpectHeaders().Stream)
-	eventually(t, "room again", e.State.Usable)
+	eventually(t, "room again", func() bool { return usable(e) })
 	open(t, e)
 
 	// One who waits is before those who come.
@@ -46,13 +46,13 @@ func TestNoRoom(t *testing.T) {
 	waiting(t, e, 1)
 	answer(conns[0], conns[0].ExpectHeaders().Stream)
 	wantOpened(t, waits)
-	if !e.State.Has(upstream.NoRoom) {
+	if !e.link.Has(upstream.NoRoom) {
 		t.Error("room, though the stream is for the call that waits")
 	}
 	for _, c := range conns {
 		c.Abort()
 	}
-	eventually(t, "it is not full without connections", func() bool { return !e.State.Has(upstream.NoRoom) })
+	eventually(t, "it is not full without connections", func() bool { return !e.link.Has(upstream.NoRoom) })
 }
 
 // TestNoRoomBeside: streams that end on a client's own connections make no room on those that all others share.
@@ -74,7 +74,7 @@ func TestNoRoomBeside(t *testing.T) {
 	answer(c, c.ExpectHeaders().Stream)
 	eventually(t, "no stream of its own", func() bool { return (*own.conns.Load())[0].Available() == 1 })
 	own.capacity() // whatever the reader has told until now
-	if !e.State.Has(upstream.NoRoom) {
+	if !e.link.Has(upstream.NoRoom) {
 		t.Error("room, though all shared streams are taken")
 	}
 }
@@ -85,14 +85,14 @@ func TestNoStreamsAllowed(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l := wiretest.Listen(t, maxStreams(0))
 	e := endpoint(t, l.Addr(), Config{MinConns: 1, MaxConns: 1})
-	defer e.Preconnect()()
+	defer e.Preconnect(1)()
 	c := l.Accept()
-	eventually(t, "no room", func() bool { return e.State.Has(upstream.NoRoom) })
+	eventually(t, "no room", func() bool { return e.link.Has(upstream.NoRoom) })
 	waits := openLater(e)
 	waiting(t, e, 1)
 	c.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
 	wantOpened(t, waits)
-	eventually(t, "room", e.State.Usable)
+	eventually(t, "room", func() bool { return usable(e) })
 }
 
 // TestNoRoomIsNotForgotten: whatever comes together, an endpoint with free streams has room.
@@ -119,7 +119,7 @@ func TestNoRoomIsNotForgotten(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		eventually(t, "room", e.State.Usable)
+		eventually(t, "room", func() bool { return usable(e) })
 	}
 }
 
@@ -130,7 +130,7 @@ func TestRoomOfMany(t *testing.T) {
 	for _, most := range []uint32{math.MaxInt32, math.MaxUint32} {
 		l, accepted := listen(t, maxStreams(most))
 		e := endpoint(t, l.Addr(), Config{MinConns: 3})
-		stop := e.Preconnect()
+		stop := e.Preconnect(3)
 		for range 3 {
 			<-accepted
 		}
@@ -349,7 +349,7 @@ func TestUnwelcomeClient(t *testing.T) {
 		if err == nil || err.Kind != KindDial && err.Kind != KindBackoff {
 			t.Fatalf("%v, want a failed dial", err)
 		}
-		if e.State.Has(upstream.Backoff) {
+		if e.link.Has(upstream.Backoff) {
 			t.Fatal("the endpoint is in backoff for one client's sake")
 		}
 	}
@@ -366,7 +366,7 @@ func TestUnwelcomeClient(t *testing.T) {
 	for range 5 {
 		refused()
 	}
-	if e.For(good).Conns() != 1 || !e.State.Usable() {
-		t.Errorf("the other client has %d connections, usable: %v", e.For(good).Conns(), e.State.Usable())
+	if e.For(good).Conns() != 1 || !usable(e) {
+		t.Errorf("the other client has %d connections, usable: %v", e.For(good).Conns(), usable(e))
 	}
 }

@@ -52,7 +52,7 @@ func TestConnectionsOfNoUse(t *testing.T) {
 		{
 			name: "closed, connections are kept", cfg: Config{MinConns: 1},
 			serve: func(c *wiretest.Conn) { c.Close() },
-			ask:   func(e *Endpoint) func() { return e.Preconnect() },
+			ask:   func(e *Endpoint) func() { return e.Preconnect(1) },
 		},
 		{
 			name: "closed, a call waits", cfg: Config{MaxConns: 1, QueueTimeout: time.Minute},
@@ -186,13 +186,13 @@ func TestHalfOpen(t *testing.T) {
 	_, err := e.Open(patient, request(), true, h2.NewBlocking())
 	wantKind(t, err, KindDial)
 	eventually(t, "it is dialled again without a call", func() bool {
-		if !e.State.Has(upstream.Backoff) {
+		if !e.link.Has(upstream.Backoff) {
 			t.Fatal("taken for usable before it has spoken")
 		}
 		return l.Accepted() >= 3
 	})
 	speak.Store(true)
-	eventually(t, "usable", e.State.Usable)
+	eventually(t, "usable", func() bool { return usable(e) })
 	if e.Conns() != 1 {
 		t.Error("usable without a connection")
 	}
