@@ -22,18 +22,23 @@ func orLeastRequest(raw json.RawMessage) json.RawMessage {
 	return raw
 }
 
-// load loads the policy from the field of the module.
-func (n *nested) load(ctx caddy.Context, module any, field string) error {
+// Load loads a policy from the field of a module.
+func Load(ctx caddy.Context, module any, field string) (Policy, error) {
 	mod, err := ctx.LoadModule(module, field)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	policy, ok := mod.(Policy)
 	if !ok {
-		return fmt.Errorf("module %T is not a selection policy", mod)
+		return nil, fmt.Errorf("module %T is not a selection policy", mod)
 	}
-	n.child = policy
-	return nil
+	return policy, nil
+}
+
+// load loads the policy from the field of the module.
+func (n *nested) load(ctx caddy.Context, module any, field string) (err error) {
+	n.child, err = Load(ctx, module, field)
+	return err
 }
 
 // WatchesHealth implements [HealthWatcher].

@@ -74,7 +74,7 @@ func (b *backend) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*h
 func main() {
 	var (
 		caddy    = flag.String("caddy", "", "path of a Caddy built from ./cmd/caddy (required)")
-		policies = flag.String("policies", "round_robin,random,least_request,least_conn,peak_ewma", "policies to compare, separated by commas")
+		policies = flag.String("policies", "round_robin,random,least_request,least_load,least_conn,peak_ewma", "policies to compare, separated by commas")
 		rate     = flag.Int("rate", 600, "calls per second")
 		duration = flag.Duration("duration", 10*time.Second, "length of one measurement, after 3 s of warming up")
 	)
