@@ -29,6 +29,7 @@ type Conn struct {
 
 	in       input // the reading goroutine's own
 	after    []*Conn
+	enders   []BatchEnder
 	afterFor atomic.Pointer[Conn] // the connection whose batch has this one in its after list
 
 	mu      sync.Mutex

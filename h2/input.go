@@ -338,7 +338,19 @@ func (c *Conn) FlushAfter(other *Conn) {
 	c.after = append(c.after, other)
 }
 
+// BatchEnder is told of the end of a batch of frames.
+type BatchEnder interface{ BatchEnd() }
+
+// AtBatchEnd tells b at the end of c's current batch of frames, as often as it is called. It is FlushAfter for what is no connection,
+// and may be called on c's reading goroutine only.
+func (c *Conn) AtBatchEnd(b BatchEnder) { c.enders = append(c.enders, b) }
+
 func (c *Conn) flushAfter() {
+	for i, b := range c.enders {
+		c.enders[i] = nil
+		b.BatchEnd()
+	}
+	c.enders = c.enders[:0]
 	for i, other := range c.after {
 		c.after[i] = nil
 		other.afterFor.CompareAndSwap(c, nil)

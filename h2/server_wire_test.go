@@ -62,6 +62,44 @@ func TestServerEndsEarly(t *testing.T) {
 	}
 }
 
+// The two frames leave together, whoever flushes meanwhile: a client that has seen the end and asks with a PING has had the reset
+// when that is answered. Where the request has ended there is no reset.
+func TestServerWriteLast(t *testing.T) {
+	a := newCalls(t)
+	c, p := serverAgainst(t, Config{}, a.accept)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				c.Flush()
+			}
+		}
+	}()
+	for i := range 200 {
+		id := p.Open(wiretest.Request("a", "/s/m"), i%2 == 1)
+		_, s, _ := a.next()
+		if err := s.WriteLast(responseHead); err != nil {
+			t.Fatal(err)
+		}
+		want := "HEADERS+END_STREAM RST_STREAM(NO_ERROR)"
+		if i%2 == 1 {
+			want = "HEADERS+END_STREAM"
+		}
+		if h := p.CollectAll(id); h.Sequence() != want {
+			t.Fatalf("%s, want %s", h.Sequence(), want)
+		}
+		if err := s.WriteLast(okTrailers); err == nil {
+			t.Fatal("a second end was accepted")
+		}
+	}
+	close(stop)
+	<-stopped
+}
+
 func TestServerAcceptReturnsNil(t *testing.T) {
 	for name, tt := range map[string]struct {
 		accept func(s *Stream)

@@ -97,6 +97,27 @@ func (s *Stream) WriteHeaders(fields []Field, end bool) *Error {
 	return nil
 }
 
+// WriteLast appends, in the server role, the header block that ends the answer. A client that has not ended its request is let send no
+// more of it (RFC 9113 section 8.1: "by sending a RST_STREAM with an error code of NO_ERROR after sending a complete response"), with
+// nothing in between, and the connection is given credit for what the receiver holds. Else it is like WriteHeaders.
+func (s *Stream) WriteLast(fields []Field) *Error {
+	c := s.c
+	c.mu.Lock()
+	err := s.writeErrLocked()
+	if err == nil {
+		c.appendHeaders(s.id, fields, true)
+		s.headDone = true
+		s.endSentLocked()
+	}
+	if s.closed {
+		s.forgiveLocked()
+	} else {
+		s.resetLocked(NoError, &Error{Kind: KindReset, Code: NoError})
+	}
+	c.unlock()
+	return err
+}
+
 // endSentLocked notes that END_STREAM was appended.
 func (s *Stream) endSentLocked() {
 	s.sentEnd = true
