@@ -6,13 +6,14 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 )
 
 // exitLook is how often the handler of an earlier configuration looks whether Caddy exits.
 const exitLook = 100 * time.Millisecond
 
-func shuttingDown() *failure {
-	return proxyFailure(grpcwire.Unavailable, reasonExit, "the proxy is shutting down")
+func shuttingDown() *proxy.Failure {
+	return proxy.Fail(grpcwire.Unavailable, proxy.ReasonExit, "the proxy is shutting down")
 }
 
 // watchExit ends the calls of a configuration that a reload has replaced when Caddy exits. Caddy waits for them then,
@@ -21,25 +22,11 @@ func shuttingDown() *failure {
 func (h *Handler) watchExit() {
 	look := time.NewTicker(exitLook)
 	defer look.Stop()
-	for h.drain.running() > 0 {
+	for h.proxy.Running() > 0 {
 		<-look.C
 		if caddy.Exiting() {
 			h.endAfter(h.exitDelay(), shuttingDown())
 			return
 		}
 	}
-}
-
-// running counts the calls in the registry.
-func (d *drain) running() int {
-	n := 0
-	for i := range d.shards {
-		s := &d.shards[i]
-		s.mu.Lock()
-		for x := s.first; x != nil; x = x.drained.next {
-			n++
-		}
-		s.mu.Unlock()
-	}
-	return n
 }

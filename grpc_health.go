@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 )
 
 func init() {
@@ -176,7 +177,7 @@ func (h *Health) checkGroups(proxies []*Handler) error {
 // ServeHTTP answers a call of the health service.
 func (h *Health) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	service, method, ok := grpcwire.SplitMethod(r.URL.Path)
-	if !ok || service != grpcwire.HealthService || !isGRPC(r) {
+	if !ok || service != grpcwire.HealthService || !web.IsGRPC(r) {
 		return passOn(w, r, next)
 	}
 	c := &healthCall{h: h, w: w, r: r, method: method}

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 )
 
 const (
@@ -49,8 +50,8 @@ func healthFailure(code grpcwire.Code, format string, args ...any) healthStatus 
 }
 
 func (c *healthCall) serve() {
-	prepare(c.w.Header(), c.r)
-	c.w.Header()["Content-Type"] = answerType(c.r)
+	web.Prepare(c.w.Header(), c.r)
+	c.w.Header()["Content-Type"] = web.AnswerType(c.r)
 	c.finish(c.run())
 }
 
@@ -196,7 +197,7 @@ func (c *healthCall) watch(name string) healthStatus {
 				return c.interrupted()
 			}
 			f := shuttingDown()
-			return healthStatus{f.code, f.message}
+			return healthStatus{f.Code, f.Message}
 		}
 	}
 }
@@ -240,7 +241,7 @@ func (c *healthCall) finish(st healthStatus) {
 	if !c.sent {
 		c.w.WriteHeader(http.StatusOK)
 	}
-	tidy(c.w, c.r, c.sent)
+	web.Tidy(c.w, c.r, c.sent)
 	if extra, ok := c.r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Add(zap.String("grpc_service", grpcwire.HealthService))
 		extra.Add(zap.String("grpc_method", c.method))

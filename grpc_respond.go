@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 )
 
 func init() {
@@ -108,10 +109,10 @@ func (g *Respond) Validate() error {
 
 // ServeHTTP answers a gRPC call.
 func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if !isGRPC(r) {
+	if !web.IsGRPC(r) {
 		return passOn(w, r, next)
 	}
-	nameCall(r)
+	web.NameCall(r)
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	message := repl.ReplaceKnown(g.Message, "")
 	code, err := grpcwire.ParseCode(repl.ReplaceKnown(string(g.Code), ""))
@@ -119,7 +120,7 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		code, message = grpcwire.Internal, "grpc_respond: "+err.Error()
 	}
 	header := w.Header()
-	prepare(header, r)
+	web.Prepare(header, r)
 	for key, values := range g.Metadata {
 		for _, v := range values {
 			header.Add(key, repl.ReplaceKnown(v, ""))
@@ -132,13 +133,13 @@ func (g *Respond) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // sendStatus answers with a status and what the header has already (Trailers-Only).
 func sendStatus(w http.ResponseWriter, r *http.Request, code grpcwire.Code, message string) {
 	header := w.Header()
-	header["Content-Type"] = answerType(r)
+	header["Content-Type"] = web.AnswerType(r)
 	header["Grpc-Status"] = []string{strconv.FormatUint(uint64(code), 10)}
 	if message != "" {
 		header["Grpc-Message"] = []string{grpcwire.EncodeMessage(message)}
 	}
 	w.WriteHeader(http.StatusOK)
-	tidy(w, r, false)
+	web.Tidy(w, r, false)
 }
 
 // Interface guards

@@ -43,8 +43,12 @@ var mayImport = map[string][]string{
 	"transport": {"upstream", "call", "grpcwire", "h2", caddyModule, "go.uber.org/zap", "golang.org/x/sys", "github.com/pires/go-proxyproto"},
 	// What holds them together.
 	"cluster": {"upstream", "call", "selection", "transport", "discovery", "healthcheck", "orca", caddyModule, "go.uber.org/zap"},
+	// The core. It knows neither net/http nor Caddy: see TestCoreImports.
+	"proxy":          {"cluster", "upstream", "call", "grpcwire", "h2", "selection", "transport", "go.uber.org/zap"},
+	"inbound/web":    {"proxy", "call", "grpcwire", "h2", caddyModule, "go.uber.org/zap"},
+	"inbound/direct": {"proxy", "call", "grpcwire", "h2"},
 	"": {
-		"cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
+		"proxy", "inbound/web", "cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
 		"github.com/dustin/go-humanize", "github.com/spf13/cobra", "cel.dev/cel-go",
 	},
 	"cmd/caddy": {"", caddyModule, grpcModule, "golang.org/x/term"},
@@ -56,6 +60,7 @@ var mayImport = map[string][]string{
 	"internal/backendtest":    {"grpcwire", grpcModule, "google.golang.org/genproto", "google.golang.org/protobuf"},
 	"e2e":                     {"", "call", "discovery", "selection", "transport", "upstream", "grpcwire", "internal/backendtest", "internal/proxytest", "internal/wiretest", caddyModule, grpcModule},
 	"bench":                   {"", "grpcwire", "h2", "internal/backendtest", "internal/wiretest", caddyModule, http2Module, grpcModule},
+	"bench/core/server":       {"proxy", "inbound/direct", "cluster", "selection", "healthcheck", "transport", "upstream", "call", "h2", caddyModule, "go.uber.org/zap"},
 	"bench/policies":          {grpcModule},
 	"bench/ejection":          {grpcModule},
 }
@@ -78,6 +83,15 @@ func TestImports(t *testing.T) {
 			default:
 				t.Errorf("package %q imports %s, which it may not: see the table of this test", dir, path)
 			}
+		}
+	}
+}
+
+// TestCoreImports: the core carries calls of any inbound, with a request or without.
+func TestCoreImports(t *testing.T) {
+	for _, path := range importsOf(t)["proxy"] {
+		if path == "net/http" || below(path, caddyModule) {
+			t.Errorf("package proxy imports %s", path)
 		}
 	}
 }

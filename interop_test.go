@@ -12,13 +12,11 @@ import (
 	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/proxytest"
-	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 )
 
 // TestInterop runs the cases of gRPC's interoperability suite (doc/interop-test-descriptions.md) through the proxy, with
 // grpc-go's own client and server. A case that fails ends the process with a line that begins with FATAL.
 func TestInterop(t *testing.T) {
-	wiretest.CheckLeaks(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -33,8 +31,8 @@ func TestInterop(t *testing.T) {
 			t.Errorf("the backend: %v", err)
 		}
 	})
-	p := proxytest.Start(t, proxytest.Options{Site: "grpc_proxy " + l.Addr().String()})
-	cc, err := grpc.NewClient(p.H2C, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "grpc_proxy " + l.Addr().String()}})
+	cc, err := grpc.NewClient(r.H2C, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

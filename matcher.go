@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 )
 
 func init() {
@@ -144,10 +145,10 @@ func (m *MatchGRPC) Match(r *http.Request) bool {
 
 // MatchWithError is Match; it has no errors.
 func (m *MatchGRPC) MatchWithError(r *http.Request) (bool, error) {
-	if !isGRPC(r) {
+	if !web.IsGRPC(r) {
 		return false, nil
 	}
-	nameCall(r)
+	web.NameCall(r)
 	if len(m.Services) > 0 || len(m.Methods) > 0 {
 		service, method, ok := grpcwire.SplitMethod(r.URL.Path)
 		if !ok || !m.matchName(service, method) {

@@ -1,11 +1,11 @@
 package grpcproxy
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,6 +17,8 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
+	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
@@ -140,11 +142,11 @@ type Handler struct {
 	dynamic bool // there is a source
 	cluster *cluster.Cluster
 	app     *App
-	drain   drain
-	cancels cancels
+	proxy   *proxy.Proxy
+	web     web.Handler
 	events  events
-	// observes says what health wants to know about attempts.
-	observes struct{ attempts, latency bool }
+	// shutdown is done once, when the server shuts down.
+	shutdown sync.Once
 	// queueFull is the status for calls that find an upstream's queue full.
 	queueFull grpcwire.Code
 }
@@ -200,6 +202,8 @@ const (
 	defaultDrainTimeout = 10 * time.Minute
 	defaultTryInterval  = 250 * time.Millisecond
 	defaultPolicy       = "least_request"
+	defaultCancelBudget = 100
+	defaultCancelWindow = 30 * time.Second
 )
 
 // Provision sets the handler up. It dials nothing.
@@ -212,8 +216,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.DrainTimeout == 0 {
 		h.DrainTimeout = caddy.Duration(defaultDrainTimeout)
 	}
-	h.cancels.budget = cmp.Or(h.CancelBudget, defaultCancelBudget)
-	h.cancels.window = cmp.Or(time.Duration(h.CancelWindow), defaultCancelWindow)
 	if h.LoadBalancing == nil {
 		h.LoadBalancing = new(LoadBalancing)
 	}
@@ -223,15 +225,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.LoadBalancing.SelectionPolicyRaw == nil {
 		h.LoadBalancing.SelectionPolicyRaw = json.RawMessage(`{"policy":"` + defaultPolicy + `"}`)
 	}
-	mod, err := ctx.LoadModule(h.LoadBalancing, "SelectionPolicyRaw")
-	if err != nil {
+	var err error
+	if h.policy, err = selection.Load(ctx, h.LoadBalancing, "SelectionPolicyRaw"); err != nil {
 		return fmt.Errorf("load_balancing.selection_policy: %w", err)
 	}
-	policy, ok := mod.(selection.Policy)
-	if !ok {
-		return fmt.Errorf("load_balancing.selection_policy: module %T is not a selection policy", mod)
-	}
-	h.policy = policy
 	if h.trusted, err = parsePrefixes(h.TrustedProxies); err != nil {
 		return err
 	}

@@ -8,6 +8,9 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
+	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 )
 
 // checkHeaders refuses names that no field can have, which would never be sent.
@@ -45,7 +48,7 @@ func checkHeaderOps(ops *headers.HeaderOps) error {
 
 // checkName refuses what is not the name of a field. The * of patterns is a letter like others.
 func checkName(name string) error {
-	if !validName(strings.ToLower(name)) {
+	if !web.ValidName(strings.ToLower(name)) {
 		return fmt.Errorf("%q is not the name of a header field; write one such as x-user-id", name)
 	}
 	return nil
@@ -59,7 +62,7 @@ func checkOwnMetadata(key string) error {
 	switch canonical := http.CanonicalHeaderKey(key); {
 	case canonical == "Grpc-Status", canonical == "Grpc-Message", canonical == "Content-Type":
 		return fmt.Errorf("%q follows from the code and the message, and cannot be set; remove it", key)
-	case hopByHop(canonical):
+	case proxy.HopByHop(strings.ToLower(key)):
 		return fmt.Errorf("%q belongs to the connection, and cannot be set; remove it", key)
 	}
 	return nil

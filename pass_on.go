@@ -7,6 +7,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 )
 
 var errNotGRPC = errors.New("the request is not gRPC, and no other handler takes it")
@@ -25,10 +26,10 @@ func passOn(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) erro
 		return nil
 	}
 	caddyhttp.SetVar(r.Context(), unhandled, false) // or the access log says NOP
-	if !isGRPC(r) {
+	if !web.IsGRPC(r) {
 		return caddyhttp.Error(http.StatusUnsupportedMediaType, errNotGRPC)
 	}
-	prepare(w.Header(), r)
+	web.Prepare(w.Header(), r)
 	service, _, _ := grpcwire.SplitMethod(r.URL.Path)
 	sendStatus(w, r, grpcwire.Unimplemented, "unknown service "+service)
 	return nil

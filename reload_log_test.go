@@ -15,6 +15,7 @@ func TestConnectionsLogAsConfiguredNow(t *testing.T) {
 	site := "grpc_proxy " + r.ups[0].Addr() // without the block, so an endpoint of its own
 	// On a port of its own: what the kernel had put into the queue of the old configuration's listener would be reset.
 	r.H2C = proxytest.FreeAddress(t)
+	r.Proxy.H2C = r.H2C
 	raw, err := proxytest.Adapt(strings.Replace(r.Caddyfile(site), "level DEBUG", "level ERROR", 1))
 	if err != nil {
 		t.Fatal(err)

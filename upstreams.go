@@ -2,20 +2,23 @@ package grpcproxy
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"net"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 	"github.com/caddygrpc/caddy-grpc-proxy/orca"
+	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
 	"github.com/caddygrpc/caddy-grpc-proxy/transport"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
@@ -77,9 +80,33 @@ func (h *Handler) provisionUpstreams(ctx caddy.Context) error {
 	if r, ok := c.Policy.(selection.LoadReportReceiver); ok && r.ReportInterval() > 0 {
 		c.Companions = append(c.Companions, h.askForLoad(r))
 	}
-	h.observes.attempts, h.observes.latency = h.HealthChecks.Observes()
-	h.cluster, err = cluster.New(c)
-	return err
+	if h.cluster, err = cluster.New(c); err != nil {
+		return err
+	}
+	h.provisionProxy()
+	return nil
+}
+
+// provisionProxy makes what carries the calls.
+func (h *Handler) provisionProxy() {
+	lb := h.LoadBalancing
+	h.proxy = proxy.New(proxy.Config{
+		Cluster: h.cluster, Retries: lb.Retries, TryDuration: time.Duration(lb.TryDuration), TryInterval: time.Duration(lb.TryInterval),
+		ConnectTimeout: h.Transport.dialTimeout(), ClientConns: h.Transport.ProxyProtocol != "", QueueFull: h.queueFull,
+		MaxTimeout: time.Duration(h.MaxTimeout), StreamTimeout: time.Duration(h.StreamTimeout), StreamIdleTimeout: time.Duration(h.StreamIdleTimeout),
+		MaxMetadataBytes: h.MaxMetadataBytes, MaxMetadataFields: h.MaxMetadataFields,
+		CancelBudget: max(cmp.Or(h.CancelBudget, defaultCancelBudget), 0), CancelWindow: cmp.Or(time.Duration(h.CancelWindow), defaultCancelWindow),
+		ExposeUpstream: h.ExposeUpstream, Rules: newRules(h.Headers), Health: h.HealthChecks, Logger: h.logger, Level: h.logLevel(),
+	})
+	h.web = web.Handler{Proxy: h.proxy, Trusted: h.trusted, Logger: h.logger}
+}
+
+// logLevel is that of failed calls.
+func (h *Handler) logLevel() zapcore.Level {
+	if h.VerboseLogs {
+		return zapcore.InfoLevel
+	}
+	return zapcore.DebugLevel
 }
 
 // askForLoad asks endpoints for load reports for as long as they are there.
@@ -87,25 +114,12 @@ func (h *Handler) askForLoad(r selection.LoadReportReceiver) cluster.Companion {
 	return func(e *upstream.Endpoint, end *transport.Endpoint) (stop func()) {
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &orca.Stream{
-			Endpoint: end, Authority: authority(e), Interval: r.ReportInterval(), Logger: h.logger,
+			Endpoint: end, Authority: e.Authority(), Interval: r.ReportInterval(), Logger: h.logger,
 			Receive: func(report []byte) { r.ReceiveLoadReport(e.State, report) },
 		}
 		go s.Run(ctx)
 		return cancel
 	}
-}
-
-// authority is how an endpoint is addressed by calls of the proxy's own.
-func authority(e *upstream.Endpoint) string {
-	switch {
-	case e.Network == "unix":
-		return "localhost"
-	case e.Name != "":
-		if _, port, err := net.SplitHostPort(e.Address); err == nil {
-			return net.JoinHostPort(e.Name, port)
-		}
-	}
-	return e.Address
 }
 
 // sources loads the source of dynamic upstreams.
@@ -226,7 +240,7 @@ func withServerName(c *tls.Config, name string) *tls.Config {
 
 // cutEndpoint ends the calls that run on an endpoint. It returns how many there were.
 func (h *Handler) cutEndpoint(end *transport.Endpoint) int {
-	return h.drain.endWhere(func(x *exchange) bool { return x.isOn(end) }, proxyFailure(grpcwire.Unavailable, reasonDrained,
+	return h.proxy.EndOn(end, proxy.Fail(grpcwire.Unavailable, proxy.ReasonDrained,
 		"the upstream was taken out of service, and the time for its last calls is over (drain_timeout)"))
 }
 

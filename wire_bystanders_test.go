@@ -2,6 +2,7 @@ package grpcproxy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +17,7 @@ import (
 )
 
 // fromClients makes the proxy believe what x-forwarded-for says, so that a test can be several clients.
-var fromClients = proxytest.Options{Servers: "trusted_proxies static 127.0.0.0/8"}
+var fromClients = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
 const (
 	clientA = "192.0.2.1"
@@ -39,16 +40,14 @@ func TestWireCancelBudget(t *testing.T) {
 			if off {
 				block = "cancel_budget off"
 			}
-			o := fromClients
-			o.AccessLog = true
-			r := newRig(t, rigOptions{Block: block, Caddy: o})
+			r := newRig(t, rigOptions{Block: block, Trusted: fromClients})
 			for i := range 6 {
 				c := r.streaming("x-forwarded-for", clientA)
 				c.client.WriteReset(c.id, http2.ErrCodeCancel)
 				if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeCancel {
 					t.Errorf("RST_STREAM(%v)", code)
 				}
-				eventually(t, "the call is over", func() bool { return len(r.Log("http.log.access")) == i+1 })
+				eventually(t, "the call is over", func() bool { return len(r.failures()) == i+1 })
 			}
 			shared := r.ups[0].current()
 			c := r.open("x-forwarded-for", clientA)
@@ -93,7 +92,7 @@ func TestWireGoneBeforeSent(t *testing.T) {
 
 // Metadata beyond what every server takes travels on connections that only such calls use.
 func TestWireLargeMetadataApart(t *testing.T) {
-	r := newRig(t, rigOptions{Caddy: proxytest.Options{Servers: "trusted_proxies static 127.0.0.0/8\nmax_header_size 128KiB"}})
+	r := newRig(t, rigOptions{Trusted: fromClients, Caddy: proxytest.Options{Servers: "max_header_size 128KiB"}})
 	r.complete()
 	shared := r.ups[0].current()
 	var many []string
@@ -215,9 +214,7 @@ func (n *netty) requests() int {
 // One client's cancels do not end the connection that others have calls on. Its own may end.
 func TestWireCancelsOfOthers(t *testing.T) {
 	up := newNetty(t)
-	o := fromClients
-	o.Site, o.AccessLog = "grpc_proxy "+up.Addr(), true
-	r := newRig(t, rigOptions{Caddy: o})
+	r := newRig(t, rigOptions{Trusted: fromClients, Caddy: proxytest.Options{Site: "grpc_proxy " + up.Addr()}})
 	kept := r.open("x-kept", "1", "x-forwarded-for", clientB)
 	eventually(t, "the call is there", func() bool { return up.requests() == 1 })
 	const waves, each = 11, 20
@@ -231,7 +228,7 @@ func TestWireCancelsOfOthers(t *testing.T) {
 		for _, id := range ids {
 			c.WriteReset(id, http2.ErrCodeCancel)
 		}
-		eventually(t, "the calls are over", func() bool { return len(r.Log("http.log.access")) == (i+1)*each })
+		eventually(t, "the calls are over", func() bool { return len(r.failures()) == (i+1)*each })
 	}
 	up.mu.Lock()
 	conn, id, resets, closed := up.kept, up.stream, up.resets[up.kept], up.closed[up.kept]

@@ -119,7 +119,6 @@ func TestWireCancel(t *testing.T) {
 // A client that gives up before the call has a connection leaves nothing behind: no call is sent for it later.
 func TestWireCancelWaiting(t *testing.T) {
 	var o rigOptions
-	o.Caddy.AccessLog = true
 	addr := rawUpstream(t, func(nc net.Conn) { _, _ = io.Copy(io.Discard, nc) })
 	for _, gone := range []bool{false, true} {
 		t.Run(fmt.Sprintf("connection closed %v", gone), func(t *testing.T) {
@@ -133,13 +132,12 @@ func TestWireCancelWaiting(t *testing.T) {
 			} else {
 				r.client.WriteReset(id, http2.ErrCodeCancel)
 			}
-			eventually(t, "the call's end is in the access log", func() bool { return len(r.Log("http.log.access")) == 1 })
+			eventually(t, "the call's end is in the log", func() bool { return len(r.failures()) == 1 })
 			if took := time.Since(start); took > cancelBound {
 				t.Errorf("took %v", took)
 			}
-			line := r.Log("http.log.access")[0]
-			if line["grpc_status"] != "CANCELLED" || line["grpc_ended_by"] != "client" {
-				t.Errorf("access log: %v", line)
+			if line := r.failures()[0]; line["status"] != "CANCELLED" || line["ended_by"] != "client" {
+				t.Errorf("the log has %v", line)
 			}
 		})
 	}
@@ -192,9 +190,7 @@ func TestWireClientGoAway(t *testing.T) {
 
 // A client that resets a stream whose answer it has in full has cancelled nothing.
 func TestWireResetAfterEnd(t *testing.T) {
-	var o rigOptions
-	o.Caddy.AccessLog = true
-	r := newRig(t, o)
+	r := newRig(t, rigOptions{})
 	c := r.streaming()
 	c.head()
 	c.trailers()
@@ -203,8 +199,10 @@ func TestWireResetAfterEnd(t *testing.T) {
 	if code := c.up.ExpectReset(c.sid); code != http2.ErrCodeNo {
 		t.Errorf("the upstream got RST_STREAM(%v), want NO_ERROR", code)
 	}
-	eventually(t, "the access log has the call", func() bool { return len(r.Log("http.log.access")) == 1 })
-	if line := r.Log("http.log.access")[0]; line["grpc_status"] != "OK" || line["grpc_ended_by"] != "upstream" {
-		t.Errorf("access log: %v", line)
+	again := r.open("grpc-timeout", "x") // whose line follows
+	again.result()
+	eventually(t, "a call's end is in the log", func() bool { return len(r.failures()) > 0 })
+	if line := r.failures()[0]; line["reason"] != "MALFORMED_TIMEOUT" {
+		t.Errorf("the log has %v", line)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -40,6 +41,9 @@ func TestMain(m *testing.M) { proxytest.Main(m) }
 // rig is a client, a Caddy and its upstreams.
 type rig struct {
 	*proxytest.Proxy
+	// H2C and TLS are where clients connect: to Caddy, or past it in TestDirect.
+	H2C, TLS string
+
 	t      *testing.T
 	ups    []*peer
 	client *wiretest.Conn
@@ -62,6 +66,8 @@ type rigOptions struct {
 	Scheme    string
 	// Up and Client change what the raw peers do by themselves.
 	Up, Client wiretest.Options
+	// Trusted are proxies in front that the server believes.
+	Trusted []netip.Prefix
 	// Caddy has the rest; if it has a Site, Block is not used, and UPSTREAMS in it stands for the addresses.
 	Caddy proxytest.Options
 }
@@ -82,7 +88,13 @@ func newRig(t *testing.T, o rigOptions) *rig {
 		o.Caddy.Site = "grpc_proxy UPSTREAMS {\n" + o.Block + "\n}"
 	}
 	o.Caddy.Site = strings.ReplaceAll(o.Caddy.Site, "UPSTREAMS", to)
+	if len(o.Trusted) > 0 {
+		o.Caddy.Servers += "\ntrusted_proxies static " + strings.Trim(fmt.Sprint(o.Trusted), "[]")
+	}
 	r.Proxy = proxytest.Start(t, o.Caddy)
+	if r.H2C, r.TLS = r.Proxy.H2C, r.Proxy.TLS; onDirect(t) {
+		r.listenDirect(o)
+	}
 	r.client = wiretest.Dial(t, r.H2C, nil, o.Client)
 	return r
 }
@@ -96,6 +108,18 @@ func (r *rig) run(name string, f func(t *testing.T, r *rig)) {
 		sub.client = wiretest.Dial(t, r.H2C, nil)
 		f(t, &sub)
 	})
+}
+
+// failures are the lines of the log about calls whose status the upstream did not send. A call is counted wherever it is to be when
+// its line is there.
+func (r *rig) failures() (lines []map[string]any) {
+	r.t.Helper()
+	for _, line := range r.Log("http.handlers.grpc_proxy") {
+		if line["msg"] == "call failed" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
 }
 
 // current is the connection that the proxy has to the upstream; the next one after drop.

@@ -24,6 +24,7 @@ import (
 // server closes the connection.
 type strict struct {
 	*wiretest.Listener
+	sorted bool // metadata must be in the order of its names
 
 	mu     sync.Mutex
 	broken []string
@@ -32,7 +33,8 @@ type strict struct {
 }
 
 func newStrict(t *testing.T) *strict {
-	s := &strict{open: make(map[uint32]bool)}
+	// http.Header has no order. The client's is kept where there is one.
+	s := &strict{open: make(map[uint32]bool), sorted: !onDirect(t)}
 	s.Listener = wiretest.Listen(t, wiretest.Options{Inspect: s.inspect})
 	s.Serve(func(c *wiretest.Conn) { <-t.Context().Done() })
 	return s
@@ -62,7 +64,7 @@ func (s *strict) inspect(c *wiretest.Conn, f wiretest.Frame) {
 		}
 		s.last = f.Stream
 		s.open[f.Stream] = true
-		checkHead(f, func(format string, args ...any) { s.say(f, format, args...) })
+		checkHead(f, s.sorted, func(format string, args ...any) { s.say(f, format, args...) })
 	case http2.FrameData:
 		if !s.open[f.Stream] {
 			s.say(f, "the stream is not open")
@@ -110,7 +112,7 @@ var (
 )
 
 // checkHead holds a request head to RFC 9113 section 8 and to gRPC over HTTP/2, "Requests".
-func checkHead(f wiretest.Frame, say func(format string, args ...any)) {
+func checkHead(f wiretest.Frame, sorted bool, say func(format string, args ...any)) {
 	pseudo := map[string]int{}
 	count := map[string]int{}
 	place := -1 // in callFields
@@ -140,7 +142,7 @@ func checkHead(f wiretest.Frame, say func(format string, args ...any)) {
 			say("the field %s", h.Name)
 		}
 		switch at := slices.Index(callFields, h.Name); {
-		case at < 0 && h.Name < before:
+		case sorted && at < 0 && h.Name < before:
 			say("metadata is not in order: %s after %s", h.Name, before)
 		case at < 0:
 			place, before = len(callFields), h.Name
@@ -364,7 +366,8 @@ func TestWireAlwaysLegal(t *testing.T) {
 		pseudo(fmt.Sprintf("path %d: %.20q", i, path), ":path", path, i < len(served) && served[i])
 	}
 	for _, a := range []string{"", "a b", "a/b", "user@host", "user:pw@host", "/tmp/x.sock", "%2Ftmp%2Fx.sock", "[::1]:80", "[", "a\x00", "a\r\nb", "\xc3\xa4.example", "a,b", "a:b:c", "host:99999"} {
-		pseudo(fmt.Sprintf("authority %q", a), ":authority", a, a == "" || a == "[::1]:80")
+		// RFC 9110 section 4.2.1 has an empty host rejected. Go's server does not mind.
+		pseudo(fmt.Sprintf("authority %q", a), ":authority", a, a == "" && !onDirect(t) || a == "[::1]:80")
 	}
 	for _, s := range []string{"", "https", "ftp", "h t"} {
 		pseudo(fmt.Sprintf("scheme %q", s), ":scheme", s, s == "https")
@@ -397,7 +400,11 @@ func TestWireAlwaysLegal(t *testing.T) {
 			up.check(t, r)
 		})
 	}
-	for name, request := range http1Rows(message) {
+	http1 := http1Rows(message)
+	if onDirect(t) {
+		http1 = nil
+	}
+	for name, request := range http1 {
 		r.run("HTTP/1.1, "+name, func(t *testing.T, r *rig) {
 			nc := wiretest.DialRaw(t, r.H2C)
 			_ = nc.SetDeadline(time.Now().Add(timeout))

@@ -16,6 +16,8 @@ import (
 type bench struct {
 	caddy     string
 	before    string
+	core      string
+	tls       bool // between load and proxy
 	duration  time.Duration
 	accessLog bool
 	admin     string
@@ -36,6 +38,9 @@ func (b *bench) run(names, shapes, extras []string, rounds int) error {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	if err := b.certificate(); err != nil {
+		return err
+	}
 	for range 2 {
 		addr, err := b.startBackend()
 		if err != nil {

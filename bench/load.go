@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -117,8 +116,8 @@ func (c *genCall) finish() {
 	}
 }
 
-func connect(addr string) (*h2.Conn, error) {
-	nc, err := net.Dial("tcp", addr)
+func (b *bench) connect(addr string) (*h2.Conn, error) {
+	nc, err := b.dial(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +133,7 @@ func connect(addr string) (*h2.Conn, error) {
 func (b *bench) load(pid int, workers bool, addr string, conns, streams int, path string) (float64, error) {
 	gens := make([]*generator, conns)
 	for i := range gens {
-		c, err := connect(addr)
+		c, err := b.connect(addr)
 		if err != nil {
 			return 0, err
 		}
@@ -182,7 +181,7 @@ func (b *bench) load(pid int, workers bool, addr string, conns, streams int, pat
 }
 
 // streamLoad moves streamTotal bytes on each of four streams and returns CPU seconds per GiB.
-func streamLoad(_ *bench, pid int, workers bool, addr string) (float64, error) {
+func streamLoad(b *bench, pid int, workers bool, addr string) (float64, error) {
 	const n = 4
 	cpu0, err := cpu(pid, workers)
 	if err != nil {
@@ -190,7 +189,7 @@ func streamLoad(_ *bench, pid int, workers bool, addr string) (float64, error) {
 	}
 	done := make(chan error, n)
 	for range n {
-		c, err := connect(addr)
+		c, err := b.connect(addr)
 		if err != nil {
 			return 0, err
 		}
@@ -231,9 +230,9 @@ func (d *drainReceiver) RecvTrailers(*h2.Stream, []h2.Field) {
 func (d *drainReceiver) RecvReset(_ *h2.Stream, err *h2.Error) { d.done <- err }
 
 // idleMemory opens 2,000 ping-pong streams that have moved one message each, and returns the proxy's memory per stream.
-func idleMemory(_ *bench, pid int, workers bool, addr string) (float64, error) {
+func idleMemory(b *bench, pid int, workers bool, addr string) (float64, error) {
 	const conns, streams = 20, 100
-	probe, err := connect(addr)
+	probe, err := b.connect(addr)
 	if err != nil {
 		return 0, err
 	}
@@ -252,7 +251,7 @@ func idleMemory(_ *bench, pid int, workers bool, addr string) (float64, error) {
 	}
 	var gens []*generator
 	for range conns {
-		c, err := connect(addr)
+		c, err := b.connect(addr)
 		if err != nil {
 			return 0, err
 		}

@@ -27,6 +27,7 @@ var proxies = map[string]proxy{
 	"noop":          {version: caddyVersion, command: caddy(now, "respond 200%.0s%.0s")},
 	"nginx":         {version: debian("nginx", "-v"), command: nginx, workers: true},
 	"haproxy":       {version: debian("haproxy", "-v"), command: haproxy},
+	"core":          {version: coreVersion, command: core},
 }
 
 const grpcProxy = "grpc_proxy %s {\n\t\tlb_policy round_robin\n%s\t}"
@@ -70,9 +71,13 @@ func caddy(binary func(*bench) string, directive string) func(b *bench, addr str
 		if b.accessLog {
 			log = "\tlog {\n\t\toutput file /dev/null\n\t}\n"
 		}
+		site, cert := "http://"+addr, ""
+		if b.tls {
+			site, cert = "https://"+addr, fmt.Sprintf("\ttls %[1]s/cert.pem %[1]s/key.pem\n", b.dir)
+		}
 		path, err := b.file("Caddyfile", fmt.Sprintf(
-			"{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tlog default {\n\t\toutput discard\n\t}\n\tservers {\n\t\tprotocols h1 h2c\n\t}\n}\nhttp://%s {\n%s\t%s\n}\n",
-			b.admin, addr, log, fmt.Sprintf(directive, to, b.block)))
+			"{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tlog default {\n\t\toutput discard\n\t}\n\tservers {\n\t\tprotocols h1 h2 h2c\n\t}\n}\n%s {\n%s%s\t%s\n}\n",
+			b.admin, site, log, cert, fmt.Sprintf(directive, to, b.block)))
 		if err != nil {
 			return nil, err
 		}
@@ -87,6 +92,10 @@ func nginx(b *bench, addr string) (*exec.Cmd, error) {
 	for _, a := range b.backends {
 		servers.WriteString("server " + a + ";")
 	}
+	listen, cert := addr, ""
+	if b.tls {
+		listen, cert = addr+" ssl", fmt.Sprintf("ssl_certificate %[1]s/cert.pem; ssl_certificate_key %[1]s/key.pem;", b.dir)
+	}
 	path, err := b.file("nginx.conf", fmt.Sprintf(`daemon off; pid %[1]s/nginx.pid; error_log /dev/null; worker_processes 2; worker_rlimit_nofile 65536;
 events { worker_connections 30000; }
 http {
@@ -94,9 +103,9 @@ http {
 	http2_max_concurrent_streams 1000; large_client_header_buffers 4 16k;
 	client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
 	upstream u { %[3]s keepalive 512; keepalive_requests 1000000000; }
-	server { listen %[2]s http2; location / { grpc_pass grpc://u; grpc_read_timeout 1h; grpc_send_timeout 1h; client_body_timeout 1h; } }
+	server { listen %[2]s http2; %[4]s location / { grpc_pass grpc://u; grpc_read_timeout 1h; grpc_send_timeout 1h; client_body_timeout 1h; } }
 }
-`, b.dir, addr, servers.String()))
+`, b.dir, listen, servers.String(), cert))
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +117,10 @@ func haproxy(b *bench, addr string) (*exec.Cmd, error) {
 	for i, a := range b.backends {
 		fmt.Fprintf(&servers, "\tserver s%d %s proto h2\n", i, a)
 	}
+	bind := addr + " proto h2"
+	if b.tls {
+		bind = fmt.Sprintf("%s ssl crt %s/both.pem alpn h2", addr, b.dir)
+	}
 	path, err := b.file("haproxy.cfg", fmt.Sprintf(`global
 	nbthread 2
 	tune.h2.max-concurrent-streams 1000
@@ -118,15 +131,30 @@ defaults
 	timeout server 1h
 	http-reuse always
 frontend f
-	bind %s proto h2
+	bind %s
 	default_backend b
 backend b
 	balance roundrobin
-%s`, addr, servers.String()))
+%s`, bind, servers.String()))
 	if err != nil {
 		return nil, err
 	}
 	return exec.Command("haproxy", "-db", "-f", path), nil
+}
+
+func coreVersion(b *bench) string {
+	if b.core == "" {
+		return ""
+	}
+	return "bench/core/server"
+}
+
+func core(b *bench, addr string) (*exec.Cmd, error) {
+	cmd := exec.Command(b.core, append([]string{addr}, b.backends...)...)
+	if b.tls {
+		cmd.Env = append(os.Environ(), "CERT="+filepath.Join(b.dir, "cert.pem"), "KEY="+filepath.Join(b.dir, "key.pem"))
+	}
+	return cmd, nil
 }
 
 // startProxy runs the proxy and waits until it serves.

@@ -22,13 +22,13 @@ type View struct {
 	Snapshot *upstream.Snapshot
 	// Endpoints are by upstream.Endpoint.Index: the live ones and then those that drain.
 	Endpoints []Endpoint
-	// Pending is closed when what the view still lacks is known: the first list of a source. Nil if nothing is missing.
-	Pending <-chan struct{}
+	// Pending: the view lacks the first list of a source.
+	Pending bool
 	// Err is why a source has no list, nil if all have.
 	Err error
-	// Starting is closed when the companions have been started, before which nothing is known about the endpoints' health.
-	// Nil once they have.
-	Starting <-chan struct{}
+	// Starting: the companions have not been started, before which nothing is known about the endpoints' health. Calls are to
+	// wait.
+	Starting bool
 	// Panic: so few endpoints are healthy that health is to be disregarded.
 	Panic bool
 
@@ -88,7 +88,9 @@ type Companion func(*upstream.Endpoint, *transport.Endpoint) (stop func())
 type Cluster struct {
 	cfg  Config
 	view atomic.Pointer[View]
-	news news
+
+	waiting waiting
+	running atomic.Bool // between Start and Close
 
 	mu         sync.Mutex
 	generation uint64
@@ -96,9 +98,7 @@ type Cluster struct {
 	members    map[memberKey]*member
 	live       []*member // in the list's order
 	draining   []*member // in the order in which they left
-	pending    chan struct{}
 	started    bool
-	starting   chan struct{} // closed when started, if calls are held
 	closed     bool
 	panicking  bool
 	differs    bool        // it was told of that another handler has another max_conns
@@ -116,9 +116,6 @@ type Cluster struct {
 func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, members: make(map[memberKey]*member)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	if cfg.Hold {
-		c.starting = make(chan struct{})
-	}
 	for _, s := range cfg.Sources {
 		src, err := c.newSource(s)
 		if err != nil {
@@ -151,24 +148,16 @@ func (c *Cluster) Start() {
 		return
 	}
 	c.started = true
+	c.running.Store(true)
 	for _, m := range c.live {
-		c.watchLocked(m)
+		c.useLocked(m)
 	}
 	c.attendLocked(c.View().used)
 	for _, s := range c.sources {
 		go s.watch(c.ctx)
 	}
-	if c.starting != nil || c.cfg.Warmth != nil { // those that are new are usable from now on only
+	if c.cfg.Hold || c.cfg.Warmth != nil { // those that are new are usable from now on only
 		c.publishLocked()
-		c.releaseLocked()
-	}
-}
-
-// releaseLocked lets calls go that were held.
-func (c *Cluster) releaseLocked() {
-	if c.starting != nil {
-		close(c.starting)
-		c.starting = nil
 	}
 }
 
@@ -180,6 +169,7 @@ func (c *Cluster) Close() {
 		return
 	}
 	c.closed = true
+	c.running.Store(false)
 	c.cancel()
 	for _, t := range []*time.Timer{c.rebuild, c.sweeper} {
 		if t != nil {
@@ -196,15 +186,10 @@ func (c *Cluster) Close() {
 	}
 	if v := c.view.Load(); v != nil { // a call that waited, asks the view again
 		last := *v
-		last.Pending, last.Starting = nil, nil
+		last.Pending, last.Starting = false, false
 		c.view.Store(&last)
 	}
-	if c.pending != nil {
-		close(c.pending)
-		c.pending = nil
-	}
-	c.releaseLocked()
-	c.endNews()
+	c.endWaiting()
 	for _, s := range c.sources {
 		s.lease.Release()
 	}
@@ -302,18 +287,10 @@ func (c *Cluster) publishLocked() {
 			v.Err = fmt.Errorf("%s: %w", src.Name, src.err)
 		}
 	}
-	switch lacks := c.lacksLocked(); {
-	case lacks && c.pending == nil:
-		c.pending = make(chan struct{})
-	case !lacks && c.pending != nil:
-		defer close(c.pending) // after the view is there
-		c.pending = nil
-	}
-	v.Pending = c.pending
-	if c.starting != nil && !c.started {
-		v.Starting = c.starting
-	}
+	v.Pending = c.lacksLocked()
+	v.Starting = c.cfg.Hold && !c.started
 	c.view.Store(v)
+	c.stir()
 	c.tell()
 	for _, m := range unused {
 		m.leaveAlone()
@@ -322,7 +299,6 @@ func (c *Cluster) publishLocked() {
 
 // tell reports a change.
 func (c *Cluster) tell() {
-	c.stir()
 	if c.cfg.Changed != nil {
 		c.cfg.Changed()
 	}

@@ -135,7 +135,7 @@ func TestStatic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t, Config{Static: endpoints(1, 2, 3)})
 		f.expect(t, "1 2 3", "")
-		if f.View().Pending != nil {
+		if f.View().Pending {
 			t.Error("something is pending")
 		}
 	})
@@ -147,19 +147,18 @@ func TestFirstList(t *testing.T) {
 		src := newScript()
 		f := start(t, Config{Static: endpoints(9), Sources: dynamic(src, t)})
 		f.expect(t, "9", "")
-		pending := f.View().Pending
-		if pending == nil {
+		if !f.View().Pending {
 			t.Fatal("nothing is pending before the first list")
 		}
 		sink := <-src.sinks
 		before := time.Now()
 		sink.Update(endpoints(1, 2))
-		<-pending
+		synctest.Wait()
 		if d := time.Since(before); d > 0 {
 			t.Errorf("the first list took %v", d)
 		}
 		f.expect(t, "1 2", "9")
-		if f.View().Pending != nil {
+		if f.View().Pending {
 			t.Error("something is still pending")
 		}
 	})
@@ -171,12 +170,17 @@ func TestFirstFailure(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			src := newScript()
 			f := start(t, Config{Static: static, Sources: dynamic(src, t)})
-			pending := f.View().Pending
 			sink := <-src.sinks
+			told := f.await(Verdict)
+			synctest.Wait()
+			if isClosed(told) != (static != nil) {
+				t.Errorf("with %d endpoints woken before the source has said anything: %v", len(static), isClosed(told))
+			}
 			sink.Fail(errors.New("no such host"))
-			<-pending
+			<-told
+			synctest.Wait()
 			v := f.View()
-			if v.Err == nil || v.Err.Error() != "script: no such host" || len(v.Endpoints) != len(static) || v.Pending != nil {
+			if v.Err == nil || v.Err.Error() != "script: no such host" || len(v.Endpoints) != len(static) || v.Pending {
 				t.Errorf("err %v, %d endpoints, pending %v", v.Err, len(v.Endpoints), v.Pending)
 			}
 			for range 3 {
@@ -332,7 +336,7 @@ func TestReload(t *testing.T) {
 		again := newScript()
 		g := start(t, Config{Sources: dynamic(again, t)})
 		g.expect(t, "1 2", "")
-		if g.View().Endpoints[0] != one || g.View().Pending != nil {
+		if g.View().Endpoints[0] != one || g.View().Pending {
 			t.Error("the new configuration does not begin with what was known")
 		}
 		f.Close()

@@ -137,20 +137,23 @@ func TestDrainTimeoutOverReload(t *testing.T) {
 func TestCloseWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t, Config{Sources: dynamic(newScript(), t)})
-		pending := f.View().Pending
+		if !f.View().Pending {
+			t.Error("the first list is not waited for")
+		}
+		told := f.await(Verdict)
 		f.Close()
-		<-pending
-		if f.View().Pending != nil {
+		<-told
+		if f.View().Pending {
 			t.Error("the first list is still waited for")
 		}
 		c, err := New(Config{Static: endpoints(1), Policy: f.cfg.Policy, Transport: f.cfg.Transport, Hold: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		starting := c.View().Starting
+		told = (&fixture{Cluster: c}).await(Verdict)
 		c.Close()
-		<-starting
-		if c.View().Starting != nil {
+		<-told
+		if c.View().Starting {
 			t.Error("the start is still waited for")
 		}
 	})

@@ -91,33 +91,27 @@ func (c *Cluster) panicLocked(v *View) {
 	}
 }
 
-// Reconsider is for a call that found no endpoint in the view: views are made some time after health has changed, and until
-// then nobody would notice that there is a panic. It returns true if there is another view to look at.
-func (c *Cluster) Reconsider(v *View) bool {
-	if c.View() != v {
-		return true
-	}
+// reconsider finds out whether there is a panic: views are made some time after health has changed, and calls that wait for an
+// endpoint had better not wait for that.
+func (c *Cluster) reconsider() {
+	v := c.View()
 	if v.Panic || c.cfg.Panics == nil {
-		return false
+		return
 	}
-	if yes, _, _ := c.panics(v); !yes { // no more than it took to find no endpoint
-		return false
+	if yes, _, _ := c.panics(v); !yes {
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.View() != v:
-		return true
-	case c.closed:
-		return false // nobody would find out that it is over
+	if c.closed || c.View() != v {
+		return
 	}
 	next := *v // the picker is good for a panic too
-	if c.panicLocked(&next); !next.Panic {
-		return false
+	if c.panicLocked(&next); next.Panic {
+		c.view.Store(&next)
+		c.stir()
+		c.tell()
 	}
-	c.view.Store(&next)
-	c.tell()
-	return true
 }
 
 // watchesHealth tells whether a view depends on which endpoints were usable when it was made.
@@ -127,6 +121,14 @@ func (c *Cluster) watchesHealth() bool {
 	}
 	w, ok := c.cfg.Policy.(selection.HealthWatcher)
 	return ok && w.WatchesHealth()
+}
+
+// Disregard are the reasons not to use an endpoint that mean nothing now, since there is a panic.
+func (v *View) Disregard() upstream.Reason {
+	if v.Panic {
+		return upstream.Unhealthy | upstream.Ejected | upstream.Failing | upstream.Probation | upstream.OnTrial | upstream.Connecting
+	}
+	return 0
 }
 
 // Live are the endpoints that are not draining.

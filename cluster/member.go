@@ -25,11 +25,13 @@ type member struct {
 	end  *transport.Endpoint
 	// What is shared with other handlers: connections by address and how it is reached, the State by that and what is meant by
 	// health. (The third, the load, by address alone, is had through the State.)
-	conns  *upstream.Lease[*transport.Endpoint]
-	state  *upstream.Lease[*upstream.State]
-	detach func()
-	// watches tell of its state; stops end what looks after it, nil while nothing does.
-	watches, stops []func()
+	conns *upstream.Lease[*transport.Endpoint]
+	state *upstream.Lease[*upstream.State]
+	// ears end the listening to State and connections, leave gives the limits up that are in force, stops end what looks after
+	// it, nil while nothing does.
+	ears  []func()
+	leave func()
+	stops []func()
 
 	removed time.Time // when it left the list; zero while it is in
 	busy    bool      // there were calls on it then
@@ -93,7 +95,7 @@ func (c *Cluster) listLocked() error {
 	c.live = live
 	if c.started {
 		for _, m := range added {
-			c.watchLocked(m)
+			c.useLocked(m)
 		}
 		c.cfg.Logger.Info("upstreams have changed", zap.Int("upstreams", len(live)), zap.Int("added", came), zap.Int("removed", gone))
 	}
@@ -161,21 +163,35 @@ func (c *Cluster) newMember(key memberKey, info *upstream.Endpoint) (*member, er
 		m.release()
 		return nil, err
 	}
-	m.detach = m.end.Attach(m.info.State)
+	// Calls may come before the configuration is in force: they hear of what they wait for, but nobody else does before that.
+	m.ears = append(m.ears,
+		m.end.Attach(m.info.State),
+		m.info.State.Watch(func(ch upstream.Change) {
+			c.stir()
+			if c.running.Load() {
+				c.changed(ch)
+			}
+		}),
+		m.info.State.WatchStatus(func(_, _ upstream.Status) {
+			c.stir()
+			if c.running.Load() {
+				c.statusChanged()
+			}
+		}))
 	return m, nil
 }
 
 // release gives back what newMember took.
 func (m *member) release() {
-	if m.detach != nil {
-		m.detach()
+	for _, stop := range slices.Backward(m.ears) { // or it hears of its own end
+		stop()
 	}
 	m.state.Release()
 	m.conns.Release()
 }
 
-// watchLocked begins to hear of a member's state, once the configuration is in force.
-func (c *Cluster) watchLocked(m *member) {
+// useLocked puts the limits of a member's connections into force, as the configuration is.
+func (c *Cluster) useLocked(m *member) {
 	cfg := c.cfg.Transport(&m.info)
 	other, leave := m.end.Use(cfg, c.cfg.Configuration)
 	if other != 0 && !c.differs {
@@ -183,15 +199,7 @@ func (c *Cluster) watchLocked(m *member) {
 		c.cfg.Logger.Warn("handlers allow different numbers of connections to the same upstream; the largest max_conns holds for all of them",
 			zap.String("upstream", m.info.Address), zap.Int("max_conns", cmp.Or(cfg.MaxConns, transport.DefaultMaxConns)), zap.Int("other_max_conns", other))
 	}
-	_, selective := c.cfg.Policy.(selection.Selective)
-	m.watches = append(m.watches, leave,
-		m.info.State.Watch(func(ch upstream.Change) { c.changed(m, ch) }),
-		m.info.State.WatchStatus(func(_, _ upstream.Status) {
-			c.tell()
-			if selective || c.cfg.Panics != nil {
-				c.healthChanged() // for them it makes a difference why an endpoint is of no use
-			}
-		}))
+	m.leave = leave
 }
 
 // uses tells which of the snapshot's live endpoints the policy uses, by index. Nil: all.
@@ -246,18 +254,21 @@ func (m *member) leaveAlone() {
 
 // abandon ends everything.
 func (m *member) abandon() {
-	for _, stop := range m.watches {
-		stop()
+	if m.leave != nil {
+		m.leave()
 	}
-	m.watches = nil
 	m.leaveAlone()
 }
 
 // changed runs when a member's state does. It is called by whoever changed it, so it must not block for long.
-func (c *Cluster) changed(m *member, ch upstream.Change) {
-	if ch == upstream.ServicesChanged {
+func (c *Cluster) changed(ch upstream.Change) {
+	switch ch {
+	case upstream.ServicesChanged:
 		c.tell()
 		return
+	case upstream.Stirred:
+		return
+	case upstream.BecameUsable, upstream.BecameUnusable, upstream.Disconnected:
 	}
 	if ch != upstream.BecameUsable {
 		for _, s := range c.sources {
@@ -268,6 +279,13 @@ func (c *Cluster) changed(m *member, ch upstream.Change) {
 	}
 	if ch != upstream.Disconnected {
 		c.healthChanged()
+	}
+}
+
+func (c *Cluster) statusChanged() {
+	c.tell()
+	if _, selective := c.cfg.Policy.(selection.Selective); selective || c.cfg.Panics != nil {
+		c.healthChanged() // for them it makes a difference why an endpoint is of no use
 	}
 }
 

@@ -74,7 +74,7 @@ func TestUses(t *testing.T) {
 			t.Error("panic with one of the two that are used")
 		}
 		state(1).SetUsable(false)
-		if f.Reconsider(f.View()); !f.View().Panic {
+		if f.reconsider(); !f.View().Panic {
 			t.Error("no panic with none of the two that are used")
 		}
 		expect("with none", "1 2 3 4")

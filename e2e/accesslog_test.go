@@ -54,6 +54,9 @@ func TestAccessLog(t *testing.T) {
 				entries = p.Log("http.log.access")
 				return len(entries) > before
 			})
+			if tc.name == "no_upstream" {
+				entries[before]["bytes_read"] = 0.0 // how much of the request the proxy had read by then is chance
+			}
 			got := masked(t, entries[before], map[string]string{p.H2C: "PROXY", b.Addr(): "UPSTREAM", dead: "DEAD"})
 			file := filepath.Join("testdata", "accesslog_"+tc.name+".json")
 			if *update {

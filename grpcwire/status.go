@@ -2,6 +2,7 @@ package grpcwire
 
 import (
 	"math"
+	"net/http"
 	"strconv"
 )
 
@@ -118,3 +119,6 @@ func FromHTTP2(code uint32) Code {
 	}
 	return Unknown
 }
+
+// HTTPStatusText names an HTTP status: "Bad Gateway". It is empty for one that has no name.
+func HTTPStatusText(status int) string { return http.StatusText(status) }

@@ -400,7 +400,7 @@ func TestBusyEndpoint(t *testing.T) {
 	defer end.Attach(state)()
 	info := &upstream.Endpoint{Network: "tcp", Address: b.Addr(), State: state}
 	watch, err := rpc.Begin(t.Context(), func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) { // holds the only stream
-		s, err := end.Open(caller{t.Context()}, fields, false, recv)
+		s, err := end.OpenWait(t.Context(), fields, false, recv)
 		if err != nil {
 			return nil, err
 		}

@@ -161,16 +161,15 @@ func (t *Target) Open(ctx context.Context, fields []h2.Field, recv h2.Receiver) 
 
 // open is Open. If crowded is closed the stream's place is needed for calls.
 func (t *Target) open(ctx context.Context, fields []h2.Field, recv h2.Receiver) (s *h2.Stream, crowded <-chan struct{}, err *transport.Error) {
-	c := caller{ctx}
 	if t.conns.calls == nil {
-		s, err = t.conns.beside().Open(c, fields, false, recv)
+		s, err = t.conns.beside().OpenWait(ctx, fields, false, recv)
 		return s, nil, err
 	}
 	end := t.conns.calls.For(netip.Addr{})
 	if end.Conns() == 0 {
 		end.Retry() // checks have a pace of their own, and end the backoff for calls
 	}
-	return end.OpenGuest(c, func() *transport.Endpoint {
+	return end.OpenGuest(ctx, func() *transport.Endpoint {
 		end.SuspectStuck(t.Timeout)
 		return t.conns.beside()
 	}, fields, recv)
@@ -213,14 +212,6 @@ func (c *connections) close() {
 	if c.own != nil {
 		_ = c.own.Destruct()
 	}
-}
-
-// caller lets transport wait as long as the context does.
-type caller struct{ ctx context.Context }
-
-func (c caller) Wait() (<-chan struct{}, time.Time) {
-	deadline, _ := c.ctx.Deadline()
-	return c.ctx.Done(), deadline
 }
 
 // withPort is the address with another port.

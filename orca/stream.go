@@ -128,12 +128,6 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// waiter bounds the wait for a stream.
-type waiter struct{ ctx context.Context }
-
-// Wait implements transport.Caller.
-func (w waiter) Wait() (<-chan struct{}, time.Time) { return w.ctx.Done(), time.Time{} }
-
 const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 
 // once asks once and hands on what comes until the stream ends. gRFC A51: "when the backend sends a GOAWAY, the client will
@@ -141,7 +135,7 @@ const path = "/xds.service.orca.v3.OpenRcaService/StreamCoreMetrics"
 func (s *Stream) once(ctx context.Context, beside func() *transport.Endpoint) (conn *h2.Conn, reported bool, _ error) {
 	var crowded <-chan struct{}
 	c, err := rpc.Begin(ctx, func(fields []h2.Field, recv h2.Receiver) (*h2.Stream, error) {
-		stream, ch, err := s.Endpoint.OpenGuest(waiter{ctx}, beside, fields, recv)
+		stream, ch, err := s.Endpoint.OpenGuest(ctx, beside, fields, recv)
 		if err != nil {
 			return nil, err
 		}

@@ -248,7 +248,7 @@ func connect(t *testing.T, e *transport.Endpoint) {
 		if time.Now().After(end) {
 			t.Fatal("no connection")
 		}
-		s, err := e.Open(nobody{}, []h2.Field{
+		s, err := e.OpenWait(t.Context(), []h2.Field{
 			{Name: ":method", Value: "POST"},
 			{Name: ":scheme", Value: "http"},
 			{Name: ":path", Value: "/x.Y/Z"},
@@ -262,10 +262,6 @@ func connect(t *testing.T, e *transport.Endpoint) {
 		}
 	}
 }
-
-type nobody struct{}
-
-func (nobody) Wait() (<-chan struct{}, time.Time) { return nil, time.Time{} }
 
 // A server that ends its connections when they are some time old is asked on the next one at once, whether it has reported
 // by then or not.

@@ -262,3 +262,21 @@ func (e *Endpoint) LastError() *Error {
 	}
 	return nil
 }
+
+// Hopeful tells whether a connection to the endpoint may be there soon: one is being made, or will be.
+func (e *Endpoint) Hopeful() bool {
+	if e.cfg.ProxyProtocol != 0 && e.clients.parent == nil { // then only clients' parts are dialled
+		e.clients.mu.Lock()
+		defer e.clients.mu.Unlock()
+		for _, p := range e.clients.parts {
+			if p.Hopeful() {
+				return true
+			}
+		}
+		return e.clients.released
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b := &e.backoff
+	return e.released || e.dialing || len(*e.conns.Load()) > 0 || !b.activeLocked() || b.paused
+}

@@ -63,7 +63,7 @@ func TestOutage(t *testing.T) {
 		t.Error("not in backoff")
 	}
 	// The wait is of about ten seconds now.
-	_, terr := e.Open(patient, request(), true, h2.NewBlocking())
+	_, terr := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, terr, KindBackoff)
 
 	other, err := net.Listen("tcp", addr)

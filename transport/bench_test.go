@@ -56,7 +56,7 @@ func BenchmarkOpenToWire(b *testing.B) {
 	e := benchEndpoint(b)
 	fields, done := request(), make(signal, 1)
 	call := func() {
-		s, err := e.Open(patient, fields, true, done)
+		s, err := e.OpenWait(b.Context(), fields, true, done)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func BenchmarkUnaryParallel(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		fields, done := request(), make(signal, 1)
 		for pb.Next() {
-			s, err := e.Open(patient, fields, true, done)
+			s, err := e.OpenWait(b.Context(), fields, true, done)
 			if err != nil {
 				b.Error(err)
 				return

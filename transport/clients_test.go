@@ -34,7 +34,7 @@ func TestProxyProtocol(t *testing.T) {
 		for client, want := range map[string]string{"192.0.2.1": "192.0.2.1:0", "2001:db8::7": "[2001:db8::7]:0", "::ffff:192.0.2.9": "192.0.2.9:0"} {
 			for range 2 { // the second call shares the first's connection
 				b := h2.NewBlocking()
-				s, err := e.For(netip.MustParseAddr(client)).Open(patient, request(), true, b)
+				s, err := e.For(netip.MustParseAddr(client)).OpenWait(t.Context(), request(), true, b)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -74,7 +74,7 @@ func TestOwnConnectionRefused(t *testing.T) {
 	call := func() {
 		t.Helper()
 		b := h2.NewBlocking()
-		s, err := e.Open(patient, request(), true, b)
+		s, err := e.OpenWait(t.Context(), request(), true, b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestOwnConnectionRefused(t *testing.T) {
 	}
 	call()
 	inner.Close()
-	if _, err := e.Own(netip.MustParseAddr("192.0.2.1")).Open(patient, request(), true, h2.NewBlocking()); err == nil || err.Kind != KindDial {
+	if _, err := e.Own(netip.MustParseAddr("192.0.2.1")).OpenWait(t.Context(), request(), true, h2.NewBlocking()); err == nil || err.Kind != KindDial {
 		t.Fatalf("%v, want a refused connection", err)
 	}
 	if !usable(e) {
@@ -144,4 +144,24 @@ func TestPreconnect(t *testing.T) {
 	if n := l.Accepted(); n != 5 {
 		t.Errorf("%d connections were made, want 5", n)
 	}
+}
+
+// Where each client has connections of its own, there is hope as long as one of these is being made or its endpoint is to be dialled.
+func TestHopeOfOwnConnections(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	e := endpoint(t, addr, Config{ProxyProtocol: 2})
+	if e.Hopeful() {
+		t.Error("hope of connections that nobody makes")
+	}
+	part := e.For(netip.MustParseAddr("192.0.2.1"))
+	part.Ask()
+	if !e.Hopeful() && part.LastError() == nil {
+		t.Error("no hope while it is dialled")
+	}
+	eventually(t, "hope after all dials have failed", func() bool { return part.LastError() != nil && !e.Hopeful() })
 }

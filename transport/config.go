@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"time"
@@ -16,6 +17,8 @@ type Config struct {
 
 	// DialTimeout bounds making a connection, from the name's look-up to the peer's first SETTINGS. Default 3 s.
 	DialTimeout time.Duration
+	// Dial makes what TLS and HTTP/2 are spoken on. Default: a net.Dialer's DialContext, with the three that follow.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// FallbackDelay is how long the first address family is tried before the other joins in (RFC 8305, Happy
 	// Eyeballs). Default 300 ms; negative turns it off.
 	FallbackDelay time.Duration

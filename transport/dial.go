@@ -21,13 +21,17 @@ func (e *Endpoint) dial(ctx context.Context, c *conn) *Error {
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.DialTimeout)
 	defer cancel()
 
-	d := net.Dialer{
-		FallbackDelay: e.cfg.FallbackDelay,
-		LocalAddr:     e.cfg.LocalAddr,
-		Resolver:      e.cfg.Resolver,
-		KeepAlive:     -1, // TCP_USER_TIMEOUT and PING do this job
+	dial := e.cfg.Dial
+	if dial == nil {
+		d := net.Dialer{
+			FallbackDelay: e.cfg.FallbackDelay,
+			LocalAddr:     e.cfg.LocalAddr,
+			Resolver:      e.cfg.Resolver,
+			KeepAlive:     -1, // TCP_USER_TIMEOUT and PING do this job
+		}
+		dial = d.DialContext
 	}
-	nc, err := d.DialContext(ctx, e.addr.Network, e.addr.Dial)
+	nc, err := dial(ctx, e.addr.Network, e.addr.Dial)
 	if err != nil {
 		terr := e.dialError(KindDial, err)
 		terr.unreached = true

@@ -29,7 +29,7 @@ func TestIdleCloseWithCallWaiting(t *testing.T) {
 	l, accepted := listen(t)
 	e := endpoint(t, l.Addr(), Config{MaxConns: 1, IdleTimeout: 100 * time.Millisecond, QueueTimeout: timeout})
 	last := &holdEnd{h2.NewBlocking(), make(chan struct{}), make(chan struct{})}
-	s, err := e.Open(patient, request(), true, last)
+	s, err := e.OpenWait(t.Context(), request(), true, last)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestUpstreamThatDoesNotRead(t *testing.T) {
 	const most = 3000
 	large := append(request(), h2.Field{Name: "x", Value: strings.Repeat("\xff", 32<<10), Sensitive: true})
 	call := func(e *Endpoint) (*h2.Conn, *Error) {
-		s, err := e.Open(patient, large, true, h2.NewBlocking())
+		s, err := e.OpenWait(t.Context(), large, true, h2.NewBlocking())
 		if err != nil {
 			return nil, err
 		}

@@ -40,11 +40,18 @@ type Endpoint struct {
 	// gone is released for those who do not hold mu.
 	gone atomic.Bool
 
+	// kicked tells serve that there may be room; freed counts the streams that have become free since it has looked.
+	kicked chan struct{}
+	freed  atomic.Int32
+
 	mu       mutex
 	line     line
+	serving  bool
+	expiry   *time.Timer // fires at expires, when the first of the line has waited for too long
+	expires  time.Time
 	dialing  bool
 	dialled  time.Time // when the last dial began
-	early    *conn     // is being made, and may be used for one call (see silent)
+	early    *conn     // is being made, and may be used for one call (see Ticket.Early)
 	released bool
 	backoff  backoff
 	ping     time.Duration
@@ -90,7 +97,7 @@ func Key(addr upstream.Address, cfg Config) string { return addr.Key() + " " + c
 func NewEndpoint(addr upstream.Address, cfg Config) *Endpoint {
 	cfg = cfg.withDefaults()
 	e := &Endpoint{
-		addr: addr, cfg: cfg, link: new(upstream.Link), ping: max(cfg.PingInterval, 0),
+		addr: addr, cfg: cfg, link: new(upstream.Link), ping: max(cfg.PingInterval, 0), kicked: make(chan struct{}, 1),
 		logger: new(atomic.Pointer[zap.Logger]), limits: new(atomic.Pointer[limits]),
 	}
 	e.mu.link = e.link
@@ -145,61 +152,6 @@ func (e *Endpoint) Conns() int { return len(*e.conns.Load()) }
 // Ready tells whether calls find a connection; where each client has its own, that it is not known.
 func (e *Endpoint) Ready() bool { return e.cfg.ProxyProtocol != 0 || len(*e.conns.Load()) > 0 }
 
-// Caller bounds how long Open may wait.
-type Caller interface {
-	// Wait is asked only when Open has to wait: until done is closed or the deadline passes. A zero deadline means
-	// Config.QueueTimeout from now.
-	Wait() (done <-chan struct{}, deadline time.Time)
-}
-
-// Refresher is implemented by callers whose fields tell a time: Refresh brings them up to date when the call has waited.
-type Refresher interface {
-	Refresh(fields []h2.Field)
-}
-
-func refresh(c Caller, fields []h2.Field) {
-	if r, ok := c.(Refresher); ok {
-		r.Refresh(fields)
-	}
-}
-
-// Open opens a stream: on the oldest connection with room, else on one dialled for it. It waits, in a bounded queue,
-// as long as the caller may wait or until the dial fails. HEADERS are queued and not flushed. fields and recv are as
-// for h2.Conn.OpenStream. An error is always Unprocessed: nothing was sent.
-func (e *Endpoint) Open(c Caller, fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
-	if e.waiting.Load() == 0 {
-		if s, err := e.tryOpen(fields, end, recv); s != nil || err != nil {
-			return s, err
-		}
-	}
-	return e.openSlow(c, fields, end, recv)
-}
-
-// tryOpen opens a stream on one of the connections. Where none has room it returns neither stream nor error; an error means
-// that to wait does not help. Connections whose window is nearly used up by streams that stall come last: another was dialled
-// when they became so (nearlyFull).
-func (e *Endpoint) tryOpen(fields []h2.Field, end bool, recv h2.Receiver) (*h2.Stream, *Error) {
-	conns := *e.conns.Load()
-	for _, tight := range [...]bool{false, true} {
-		for _, c := range conns {
-			if c.Tight() != tight {
-				continue
-			}
-			s, err := c.OpenStream(fields, end, recv)
-			if err == nil {
-				if !c.used.Load() {
-					c.used.Store(true)
-				}
-				return s, nil
-			}
-			if err.Kind == h2.KindHeaderListSize {
-				return nil, FromStream(err, e.Address())
-			}
-		}
-	}
-	return nil, nil
-}
-
 // startDialLocked dials in the background unless that is under way or not needed. In a backoff it waits for the end of that.
 func (e *Endpoint) startDialLocked() {
 	conns := *e.conns.Load()
@@ -230,6 +182,8 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dialing, e.early = false, nil
+	e.link.Stir()
+	e.mu.changed(true)
 	if err == nil && c.Draining() {
 		// It was sent away before it could be used. What waits here must not dial again and again without a pause.
 		err = e.dialError(KindDial, errSentAway)
@@ -269,8 +223,9 @@ func (e *Endpoint) dialInBackground(ctx context.Context) {
 		}
 	default:
 	}
-	e.wakeLocked(false)
-	if len(e.line.waiters) > 0 || len(*e.conns.Load()) < e.keptLocked() {
+	e.noteRoomLocked()
+	e.kick()
+	if e.shortLocked() || len(*e.conns.Load()) < e.keptLocked() {
 		e.startDialLocked()
 	}
 	e.trimLocked()
@@ -348,12 +303,15 @@ func (e *Endpoint) connConfig(c *conn) h2.Config {
 
 // capacity runs whenever a stream slot became free.
 func (e *Endpoint) capacity() {
-	if e.waiting.Load() == 0 && (e.clients.parent != nil || !e.link.Has(upstream.NoRoom)) {
-		return
+	switch {
+	case e.waiting.Load() > 0:
+		e.freed.Add(1)
+		e.kick()
+	case e.clients.parent == nil && e.link.Has(upstream.NoRoom):
+		e.mu.Lock()
+		e.noteRoomLocked()
+		e.mu.Unlock()
 	}
-	e.mu.Lock()
-	e.wakeLocked(true)
-	e.mu.Unlock()
 }
 
 // idle runs whenever a connection's last stream has ended.
@@ -422,7 +380,7 @@ func (e *Endpoint) closed(c *conn, err *h2.Error) {
 		e.lostLocked(c, err)
 	case removed:
 		e.logger.Load().Debug("connection to upstream was idle", zap.String("upstream", e.Address()), zap.Error(err))
-		if len(e.keepers) > 0 || len(e.line.waiters) > 0 { // else it may stay away
+		if len(e.keepers) > 0 || e.shortLocked() { // else it may stay away
 			e.replaceLocked(c)
 		}
 	case !c.made.IsZero() && c.proven():
@@ -449,7 +407,7 @@ func (e *Endpoint) replaceLocked(c *conn) {
 // neededLocked tells whether another connection is to take the place of the one that went away.
 func (e *Endpoint) neededLocked(c *conn) bool {
 	n := len(*e.conns.Load())
-	return len(e.line.waiters) > 0 || n == 0 && c.used.Load() && e.clients.parent == nil || n < e.keptLocked()
+	return e.shortLocked() || n == 0 && c.used.Load() && e.clients.parent == nil || n < e.keptLocked()
 }
 
 func (e *Endpoint) removeLocked(c *conn) bool {
@@ -463,7 +421,7 @@ func (e *Endpoint) removeLocked(c *conn) bool {
 	if len(conns) == 0 {
 		e.line.pace = pace{at: time.Now()}
 		if e.clients.parent == nil {
-			e.link.SetRoom(true)
+			e.mu.changed(e.link.SetRoom(true))
 		}
 		e.connectedLocked(time.Time{})
 	}

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -20,15 +21,25 @@ import (
 
 const timeout = 5 * time.Second
 
-// caller waits as long as the test says.
-type caller struct {
-	done     chan struct{}
-	deadline time.Time
+// call is the Opener of a test.
+type call struct {
+	recv h2.Receiver
+	told chan opened
 }
 
-func (c caller) Wait() (<-chan struct{}, time.Time) { return c.done, c.deadline }
+func (c *call) Head() ([]h2.Field, bool, h2.Receiver) { return request(), true, c.recv }
+func (c *call) Opened(s *h2.Stream)                   { c.told <- opened{stream: s} }
+func (c *call) Refused(err *Error)                    { c.told <- opened{err: err} }
 
-var patient = caller{}
+// try asks for a stream with the ticket. The channel tells what comes of it.
+func try(e *Endpoint, t *Ticket, recv h2.Receiver) <-chan opened {
+	c := &call{recv, make(chan opened, 1)}
+	t.Opener = c
+	if s, err := e.Open(t); s != nil || err != nil {
+		c.told <- opened{s, err}
+	}
+	return c.told
+}
 
 func request() []h2.Field {
 	return []h2.Field{
@@ -58,7 +69,7 @@ func usable(e *Endpoint) bool { return !e.link.Has(upstream.Backoff | upstream.N
 func open(t *testing.T, e *Endpoint) (*h2.Stream, *h2.Blocking) {
 	t.Helper()
 	b := h2.NewBlocking()
-	s, err := e.Open(patient, request(), true, b)
+	s, err := e.OpenWait(t.Context(), request(), true, b)
 	if err != nil {
 		t.Fatalf("opening a stream: %v", err)
 	}
@@ -141,7 +152,7 @@ func TestGrowsWithStreams(t *testing.T) {
 	order := make(chan int, 2)
 	for i := range 2 {
 		go func() {
-			if _, err := e.Open(patient, request(), true, h2.NewBlocking()); err != nil {
+			if _, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking()); err != nil {
 				t.Errorf("waiting call %d: %v", i, err)
 			}
 			order <- i
@@ -184,23 +195,27 @@ func TestQueueBounds(t *testing.T) {
 	c := <-accepted
 
 	// A full queue.
-	leaving := caller{done: make(chan struct{})}
+	leaving, leave := context.WithCancel(t.Context())
 	left := make(chan *Error)
 	go func() {
-		_, err := e.Open(leaving, request(), true, h2.NewBlocking())
+		_, err := e.OpenWait(leaving, request(), true, h2.NewBlocking())
 		left <- err
 	}()
 	eventually(t, "the call waits", func() bool { return e.waiting.Load() == 1 })
-	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	_, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, err, KindQueueFull)
 
 	// The caller leaves.
-	close(leaving.done)
+	leave()
 	wantKind(t, <-left, KindCanceled)
 
 	// The deadline passes.
-	_, err = e.Open(caller{deadline: time.Now().Add(20 * time.Millisecond)}, request(), true, h2.NewBlocking())
+	late, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	_, err = e.OpenWait(late, request(), true, h2.NewBlocking())
 	wantKind(t, err, KindQueueTimeout)
+	o := <-try(e, &Ticket{Deadline: time.Now().Add(20 * time.Millisecond), Queue: true}, h2.NewBlocking())
+	wantKind(t, o.err, KindQueueTimeout)
 
 	// The place is free again, and nobody's turn was lost.
 	answer(c, c.ExpectHeaders().Stream)
@@ -224,7 +239,7 @@ func TestBackoff(t *testing.T) {
 	free.Close()
 
 	e := endpoint(t, addr, Config{})
-	_, terr := e.Open(patient, request(), true, h2.NewBlocking())
+	_, terr := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, terr, KindDial)
 	if terr.Text() != "connect failed: connection refused" {
 		t.Fatalf("text %q", terr.Text())
@@ -235,7 +250,7 @@ func TestBackoff(t *testing.T) {
 	if usable(e) {
 		t.Fatal("usable though it cannot be dialled")
 	}
-	_, terr = e.Open(patient, request(), true, h2.NewBlocking())
+	_, terr = e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, terr, KindBackoff)
 
 	// It comes back: the call that was turned away made the endpoint look for itself.
@@ -321,7 +336,7 @@ func TestDialErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			e := endpoint(t, tc.addr, Config{TLS: tc.tls, DialTimeout: 300 * time.Millisecond})
-			_, err := e.Open(patient, request(), true, h2.NewBlocking())
+			_, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 			wantKind(t, err, tc.kind)
 			if !strings.Contains(err.Text(), tc.text) {
 				t.Fatalf("text %q does not contain %q", err.Text(), tc.text)
@@ -420,7 +435,7 @@ func TestReleasedDial(t *testing.T) {
 	if err := e.Destruct(); err != nil {
 		t.Fatal(err)
 	}
-	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	_, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, err, KindDial)
 	if !errors.As(err, new(*net.OpError)) {
 		t.Fatalf("%v hides its cause", err)
@@ -451,7 +466,9 @@ func TestCrowd(t *testing.T) {
 	for range calls {
 		wg.Go(func() {
 			b := h2.NewBlocking()
-			s, err := e.Open(caller{deadline: time.Now().Add(timeout)}, request(), true, b)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			s, err := e.OpenWait(ctx, request(), true, b)
 			if err != nil {
 				t.Errorf("a call was not served: %v", err)
 				return

@@ -28,7 +28,7 @@ const (
 	KindQueueFull
 	// KindQueueTimeout: no stream became free in time.
 	KindQueueTimeout
-	// KindElsewhere: no stream was free as soon as the caller wanted one (see Choosy).
+	// KindElsewhere: no stream was free, and the caller does not queue for one (see Ticket.Queue).
 	KindElsewhere
 	// KindCanceled: the caller stopped waiting.
 	KindCanceled

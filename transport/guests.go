@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"sync/atomic"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
@@ -50,12 +51,12 @@ func spares(c *h2.Conn, more int) bool {
 }
 
 // OpenGuest opens a stream that is no call's: on a connection that can spare it, or on one beside those of calls. Without any
-// connection it waits for one, as Open does. When crowded is closed calls need the room, and the stream should be reset and
-// opened anew; it is nil if there is none to be given back. beside is Beside, asked for once and kept. The rest is as in Open.
-func (e *Endpoint) OpenGuest(c Caller, beside func() *Endpoint, fields []h2.Field, recv h2.Receiver) (s *h2.Stream, crowded <-chan struct{}, err *Error) {
+// connection it waits for one, as OpenWait does. When crowded is closed calls need the room, and the stream should be reset and
+// opened anew; it is nil if there is none to be given back. beside is Beside, asked for once and kept. The rest is as in OpenWait.
+func (e *Endpoint) OpenGuest(ctx context.Context, beside func() *Endpoint, fields []h2.Field, recv h2.Receiver) (s *h2.Stream, crowded <-chan struct{}, err *Error) {
 	crowded = e.guests.come() // before there is a stream, or it may miss it
 	if e.Conns() == 0 {
-		s, err = e.Open(c, fields, false, recv)
+		s, err = e.OpenWait(ctx, fields, false, recv)
 		switch {
 		case err != nil && err.Kind != KindQueueFull:
 			return nil, nil, err
@@ -83,7 +84,7 @@ func (e *Endpoint) OpenGuest(c Caller, beside func() *Endpoint, fields []h2.Fiel
 	if own.Conns() == 0 {
 		own.Retry() // guests have a pace of their own
 	}
-	s, err = own.Open(c, fields, false, recv)
+	s, err = own.OpenWait(ctx, fields, false, recv)
 	return s, nil, err
 }
 

@@ -27,7 +27,7 @@ func TestGuests(t *testing.T) {
 		}
 		guest := func() (*h2.Stream, <-chan struct{}) {
 			t.Helper()
-			s, crowded, err := e.OpenGuest(patient, beside, request(), h2.NewBlocking())
+			s, crowded, err := e.OpenGuest(t.Context(), beside, request(), h2.NewBlocking())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -106,19 +106,29 @@ func (e *Endpoint) fit() {
 // mutex is Endpoint.mu. Who has changed the link tells of it as soon as he holds the lock no more.
 type mutex struct {
 	sync.Mutex
-	link  *upstream.Link
-	dirty bool
+	link    *upstream.Link
+	dirty   bool
+	refused []refused
+}
+
+// refused is a parked call that gets no stream.
+type refused struct {
+	ticket *Ticket
+	err    *Error
 }
 
 // changed is for who holds the lock and may have changed the link.
 func (m *mutex) changed(yes bool) { m.dirty = m.dirty || yes }
 
-// Unlock is sync.Mutex's, and tells.
+// Unlock is sync.Mutex's, and tells: of the link, and the calls that were turned away.
 func (m *mutex) Unlock() {
-	dirty := m.dirty
-	m.dirty = false
+	dirty, turnedAway := m.dirty, m.refused
+	m.dirty, m.refused = false, nil
 	m.Mutex.Unlock()
 	if dirty {
 		m.link.Tell()
+	}
+	for _, r := range turnedAway {
+		r.ticket.Refused(r.err)
 	}
 }

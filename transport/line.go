@@ -9,43 +9,10 @@ import (
 	"time"
 )
 
-// waiter is a call that waits for a stream.
-type waiter struct {
-	// turn gets nil when it is the call's turn to try again, or the error that ends its wait.
-	turn chan *Error
-	// due is when the wait is over: the call's deadline, or as long as a call without one may wait.
-	due time.Time
-	// bound: due is the call's deadline, by which it has to be answered, too.
-	bound bool
-	// client is whose call it is.
-	client netip.Addr
-	seq    uint64 // in the order in which they came
-	// early is a connection whose peer has not spoken yet, on which the call may be sent all the same; patient: the call
-	// would rather wait.
-	early   *conn
-	patient bool
-}
-
-// newWaiter makes a waiter of a call that waits until its deadline or, if it has none, until then.
-func newWaiter(deadline, until time.Time, client netip.Addr) *waiter {
-	w := &waiter{turn: make(chan *Error, 1), due: deadline, bound: !deadline.IsZero(), client: client}
-	if !w.bound {
-		w.due = until
-	}
-	return w
-}
-
-func (w *waiter) before(v *waiter) bool {
-	if !w.due.Equal(v.due) {
-		return w.due.Before(v.due)
-	}
-	return w.seq < v.seq
-}
-
 // line is the calls that wait for a stream of an endpoint, the one with the earliest deadline first. When there are too
 // many, the client that has most of them gives way. It is data only: Endpoint guards it with its lock, and tells the waiters.
 type line struct {
-	waiters []*waiter // sorted
+	waiters []*Ticket // sorted
 	clients map[netip.Addr]*party
 	largest parties
 	seq     uint64
@@ -60,7 +27,7 @@ const mostEvicted = 64
 // admit gives a call its place in the line, if less than limit are there and it can be served in time at the pace that was
 // seen. To a call of a client that has few others in the line the latest calls of the client that has most give way: these
 // are returned. ok is false if the call has no place; late tells that it would come too late.
-func (l *line) admit(w *waiter, now time.Time, limit int) (evicted []*waiter, late, ok bool) {
+func (l *line) admit(w *Ticket, now time.Time, limit int) (evicted []*Ticket, late, ok bool) {
 	if w.seq == 0 { // else it was in the line before, and keeps its place
 		l.seq++
 		w.seq = l.seq
@@ -79,7 +46,7 @@ func (l *line) admit(w *waiter, now time.Time, limit int) (evicted []*waiter, la
 }
 
 // tooFarBack is how many places the call is behind the last one that is served in time.
-func (l *line) tooFarBack(w *waiter, now time.Time) int {
+func (l *line) tooFarBack(w *Ticket, now time.Time) int {
 	rate, known := l.pace.rate(now)
 	if !known || len(l.waiters) == 0 {
 		return 0
@@ -93,21 +60,21 @@ func (l *line) tooFarBack(w *waiter, now time.Time) int {
 }
 
 // place is where the call is, or would be, in the line.
-func (l *line) place(w *waiter) int {
+func (l *line) place(w *Ticket) int {
 	return sort.Search(len(l.waiters), func(i int) bool { return !l.waiters[i].before(w) })
 }
 
 // giveWay finds n calls that give way to w, of the client that has most of all. It returns nil if that client would have
 // less than the other then. ahead: only calls ahead of w are of use.
-func (l *line) giveWay(w *waiter, n int, ahead bool) []*waiter {
+func (l *line) giveWay(w *Ticket, n int, ahead bool) []*Ticket {
 	own := 0
-	if p := l.clients[w.client]; p != nil {
+	if p := l.clients[w.Client]; p != nil {
 		own = len(p.waiters)
 	}
 	if n > mostEvicted || len(l.largest) == 0 || len(l.largest[0].waiters)-n < own+1 {
 		return nil
 	}
-	victims := make([]*waiter, 0, n)
+	victims := make([]*Ticket, 0, n)
 	for _, v := range slices.Backward(l.largest[0].waiters) {
 		if ahead && w.before(v) {
 			continue
@@ -120,7 +87,7 @@ func (l *line) giveWay(w *waiter, n int, ahead bool) []*waiter {
 }
 
 // trim takes out those that are too many, as admit does, and returns them.
-func (l *line) trim(limit int) (evicted []*waiter) {
+func (l *line) trim(limit int) (evicted []*Ticket) {
 	for len(l.waiters) > max(limit, 0) {
 		p := l.largest[0]
 		v := p.waiters[len(p.waiters)-1]
@@ -130,18 +97,18 @@ func (l *line) trim(limit int) (evicted []*waiter) {
 	return evicted
 }
 
-func (l *line) insert(w *waiter, now time.Time) {
+func (l *line) insert(w *Ticket, now time.Time) {
 	if len(l.waiters) == 0 && l.pace.begin(now) {
 		l.took = 0
 	}
 	l.waiters = slices.Insert(l.waiters, l.place(w), w)
-	p := l.clients[w.client]
+	p := l.clients[w.Client]
 	if p == nil {
 		if l.clients == nil {
 			l.clients = make(map[netip.Addr]*party)
 		}
-		p = &party{client: w.client}
-		l.clients[w.client] = p
+		p = &party{client: w.Client}
+		l.clients[w.Client] = p
 		heap.Push(&l.largest, p)
 	}
 	p.waiters = append(p.waiters, w)
@@ -149,26 +116,26 @@ func (l *line) insert(w *waiter, now time.Time) {
 }
 
 // remove takes a call out. It returns false if it is not in the line any more.
-func (l *line) remove(w *waiter) bool {
+func (l *line) remove(w *Ticket) bool {
 	i := l.place(w)
 	if i == len(l.waiters) || l.waiters[i] != w {
 		return false
 	}
 	l.waiters = slices.Delete(l.waiters, i, i+1)
-	p := l.clients[w.client]
-	p.waiters = slices.DeleteFunc(p.waiters, func(v *waiter) bool { return v == w })
+	p := l.clients[w.Client]
+	p.waiters = slices.DeleteFunc(p.waiters, func(v *Ticket) bool { return v == w })
 	if len(p.waiters) > 0 {
 		heap.Fix(&l.largest, p.at)
 	} else {
 		heap.Remove(&l.largest, p.at)
-		delete(l.clients, w.client)
+		delete(l.clients, w.Client)
 	}
 	return true
 }
 
 // next takes out the call whose turn it is, and those before it that cannot be answered in time any more: their streams
 // would be of no use to anybody. If there is nobody else to have the stream, the last of them gets it all the same.
-func (l *line) next(now time.Time) (w *waiter, dropped []*waiter) {
+func (l *line) next(now time.Time) (w *Ticket, dropped []*Ticket) {
 	for len(l.waiters) > 0 {
 		w = l.waiters[0]
 		l.remove(w)
@@ -183,7 +150,7 @@ func (l *line) next(now time.Time) (w *waiter, dropped []*waiter) {
 // party is one client's calls in a line, as they came.
 type party struct {
 	client  netip.Addr
-	waiters []*waiter
+	waiters []*Ticket
 	at      int
 }
 

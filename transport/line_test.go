@@ -31,7 +31,7 @@ type ends []running
 type running struct {
 	at    time.Time
 	since time.Time
-	w     *waiter
+	w     *Ticket
 }
 
 func (e ends) Len() int           { return len(e) }
@@ -59,7 +59,7 @@ func (s *aService) until(t time.Time) {
 		s.active--
 		inTime := !r.at.After(r.w.due)
 		if inTime {
-			s.served[r.w.client]++
+			s.served[r.w.Client]++
 		}
 		if r.w.seq > 0 { // it has waited
 			if d := r.at.Sub(r.since); inTime || d > time.Duration(s.line.took) {
@@ -80,7 +80,7 @@ func (s *aService) until(t time.Time) {
 }
 
 // start begins a call. It ends when it is answered, or with its deadline.
-func (s *aService) start(w *waiter) {
+func (s *aService) start(w *Ticket) {
 	s.active++
 	end := s.now.Add(s.service())
 	if w.bound && end.After(w.due) {
@@ -91,7 +91,7 @@ func (s *aService) start(w *waiter) {
 
 func (s *aService) call(client netip.Addr, deadline time.Duration) {
 	s.sent[client]++
-	w := &waiter{due: s.now.Add(deadline), bound: true, client: client}
+	w := &Ticket{due: s.now.Add(deadline), bound: true, Client: client}
 	if s.active < s.streams && len(s.line.waiters) == 0 {
 		s.start(w)
 		return
@@ -195,9 +195,9 @@ func TestShareOfTheLine(t *testing.T) {
 func TestLineOrder(t *testing.T) {
 	var l line
 	now := time.Unix(1e9, 0)
-	var ws []*waiter
+	var ws []*Ticket
 	for _, ms := range []int{50, 20, 90, 20, 70} {
-		w := &waiter{due: now.Add(time.Duration(ms) * time.Millisecond)}
+		w := &Ticket{due: now.Add(time.Duration(ms) * time.Millisecond)}
 		if _, _, ok := l.admit(w, now, 10); !ok {
 			t.Fatal("no place")
 		}
@@ -222,10 +222,10 @@ func TestLineOrder(t *testing.T) {
 func TestLineGivesWay(t *testing.T) {
 	var l line
 	now := time.Unix(1e9, 0)
-	call := func(client, ms int) *waiter {
-		return &waiter{due: now.Add(time.Duration(ms) * time.Millisecond), client: clientNo(client)}
+	call := func(client, ms int) *Ticket {
+		return &Ticket{due: now.Add(time.Duration(ms) * time.Millisecond), Client: clientNo(client)}
 	}
-	admit := func(w *waiter) []*waiter {
+	admit := func(w *Ticket) []*Ticket {
 		t.Helper()
 		evicted, _, ok := l.admit(w, now, 4)
 		if !ok {
@@ -233,7 +233,7 @@ func TestLineGivesWay(t *testing.T) {
 		}
 		return append(evicted, w)
 	}
-	var mine []*waiter
+	var mine []*Ticket
 	for i := range 4 {
 		w := call(1, 40-i)
 		mine = append(mine, w)
@@ -242,7 +242,7 @@ func TestLineGivesWay(t *testing.T) {
 	if admit(call(1, 1)) != nil {
 		t.Error("a client's call pushed out its own")
 	}
-	for i, want := range []*waiter{mine[3], mine[2]} {
+	for i, want := range []*Ticket{mine[3], mine[2]} {
 		if got := admit(call(2, 100)); len(got) != 2 || got[0] != want {
 			t.Fatalf("call %d of the second client: %v", i, got)
 		}
@@ -262,15 +262,15 @@ func TestLineGivesWay(t *testing.T) {
 func TestLineIsSorted(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	var l line
-	var in []*waiter
+	var in []*Ticket
 	now := time.Unix(1e9, 0)
 	for range 5000 {
 		switch {
 		case random.IntN(3) > 0:
-			w := &waiter{due: now.Add(time.Duration(random.IntN(50)) * time.Second), client: clientNo(random.IntN(5))}
+			w := &Ticket{due: now.Add(time.Duration(random.IntN(50)) * time.Second), Client: clientNo(random.IntN(5))}
 			evicted, _, ok := l.admit(w, now, 30)
 			for _, v := range evicted {
-				in = slices.DeleteFunc(in, func(u *waiter) bool { return u == v })
+				in = slices.DeleteFunc(in, func(u *Ticket) bool { return u == v })
 			}
 			if ok {
 				in = append(in, w)
@@ -288,7 +288,7 @@ func TestLineIsSorted(t *testing.T) {
 		if len(in) != len(l.waiters) || len(in) > 30 {
 			t.Fatalf("%d calls in the line, want %d", len(l.waiters), len(in))
 		}
-		if !slices.IsSortedFunc(l.waiters, func(a, b *waiter) int {
+		if !slices.IsSortedFunc(l.waiters, func(a, b *Ticket) int {
 			if a.before(b) {
 				return -1
 			}
@@ -298,7 +298,7 @@ func TestLineIsSorted(t *testing.T) {
 		}
 		counts := make(map[netip.Addr]int)
 		for _, w := range in {
-			counts[w.client]++
+			counts[w.Client]++
 		}
 		for c, n := range counts {
 			if len(l.clients[c].waiters) != n || n > len(l.largest[0].waiters) {

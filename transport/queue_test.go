@@ -17,7 +17,7 @@ import (
 func openLater(e *Endpoint) <-chan *Error {
 	result := make(chan *Error, 1)
 	go func() {
-		s, err := e.Open(patient, request(), true, h2.NewBlocking())
+		s, err := e.OpenWait(context.Background(), request(), true, h2.NewBlocking())
 		if s != nil {
 			s.Conn().Flush()
 		}
@@ -103,14 +103,14 @@ func TestReleasedWhileWaiting(t *testing.T) {
 		if err := e.Destruct(); err != nil {
 			t.Fatal(err)
 		}
-		done := make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan *Error, 1)
 		go func() {
-			_, err := e.Open(caller{done: done}, request(), true, h2.NewBlocking())
+			_, err := e.OpenWait(ctx, request(), true, h2.NewBlocking())
 			result <- err
 		}()
 		l.Accept()
-		close(done)
+		cancel()
 		wantKind(t, <-result, KindCanceled)
 	})
 }

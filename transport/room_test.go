@@ -32,8 +32,7 @@ func TestNoRoom(t *testing.T) {
 		open(t, e)
 		conns = append(conns, <-accepted)
 	}
-	_, err := e.Open(choosy{}, request(), true, h2.NewBlocking())
-	wantKind(t, err, KindElsewhere)
+	wantKind(t, (<-try(e, &Ticket{}, h2.NewBlocking())).err, KindElsewhere)
 	if !e.link.Has(upstream.NoRoom) || usable(e) {
 		t.Error("nobody can see that it is full")
 	}
@@ -62,8 +61,7 @@ func TestNoRoomBeside(t *testing.T) {
 	e := endpoint(t, l.Addr(), Config{MaxConns: 1})
 	open(t, e)
 	<-accepted
-	_, err := e.Open(choosy{}, request(), true, h2.NewBlocking())
-	wantKind(t, err, KindElsewhere)
+	wantKind(t, (<-try(e, &Ticket{}, h2.NewBlocking())).err, KindElsewhere)
 	own := e.Own(netip.MustParseAddr("192.0.2.1"))
 	open(t, own)
 	c := <-accepted
@@ -110,11 +108,11 @@ func TestNoRoomIsNotForgotten(t *testing.T) {
 		for range 3 {
 			wg.Go(func() {
 				b := h2.NewBlocking()
-				s, err := e.Open(choosy{}, request(), true, b)
-				if err != nil {
+				o := <-try(e, &Ticket{}, b)
+				if o.err != nil {
 					return
 				}
-				s.Conn().Flush()
+				o.stream.Conn().Flush()
 				_, _ = b.WaitHead(t.Context())
 			})
 		}
@@ -139,11 +137,11 @@ func TestRoomOfMany(t *testing.T) {
 		if n := e.roomLocked(1000); n != 1000 {
 			t.Errorf("room for %d of 1000 calls", n)
 		}
-		w := newWaiter(time.Time{}, time.Now().Add(time.Minute), netip.Addr{})
+		w := new(Ticket)
+		w.come(time.Now(), time.Minute)
 		e.line.insert(w, time.Now())
-		e.wakeLocked(false)
-		if len(e.line.waiters) != 0 {
-			t.Error("nobody was woken")
+		if got, _ := e.nextLocked(time.Now()); got != w {
+			t.Error("it is not the waiting call's turn")
 		}
 		e.mu.Unlock()
 		stop()
@@ -166,15 +164,16 @@ func TestQueueByDeadline(t *testing.T) {
 		{"second", time.Time{}}, // it counts as start + queue wait
 		{"first", time.Now().Add(10 * time.Second)},
 	} {
+		told := try(e, &Ticket{Deadline: k.deadline, Queue: true}, h2.NewBlocking())
 		go func() {
-			s, err := e.Open(caller{deadline: k.deadline}, request(), true, h2.NewBlocking())
-			if err != nil {
-				t.Errorf("%s: %v", k.name, err)
+			o := <-told
+			if o.err != nil {
+				t.Errorf("%s: %v", k.name, o.err)
 				order <- ""
 				return
 			}
 			order <- k.name
-			s.Conn().Flush()
+			o.stream.Conn().Flush()
 		}()
 		waiting(t, e, int32(i+1))
 	}
@@ -209,7 +208,7 @@ func TestNoQueue(t *testing.T) {
 	if served != 2 {
 		t.Errorf("%d calls were served by a connection of two streams", served)
 	}
-	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	_, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, err, KindQueueFull)
 }
 
@@ -242,13 +241,8 @@ func TestDropsWhatIsTooLate(t *testing.T) {
 	e := endpoint(t, l.Addr(), Config{MaxConns: 1})
 	open(t, e)
 	c := <-accepted
-	result := func(left time.Duration) <-chan *Error {
-		r := make(chan *Error, 1)
-		go func() {
-			_, err := e.Open(caller{deadline: time.Now().Add(left)}, request(), true, h2.NewBlocking())
-			r <- err
-		}()
-		return r
+	result := func(left time.Duration) <-chan opened {
+		return try(e, &Ticket{Deadline: time.Now().Add(left), Queue: true}, h2.NewBlocking())
 	}
 	late := result(10 * time.Second)
 	waiting(t, e, 1)
@@ -256,13 +250,17 @@ func TestDropsWhatIsTooLate(t *testing.T) {
 	waiting(t, e, 2)
 	e.Took(15*time.Second, true)
 	answer(c, c.ExpectHeaders().Stream)
-	wantKind(t, <-late, KindQueueTimeout)
-	wantOpened(t, good)
+	wantKind(t, (<-late).err, KindQueueTimeout)
+	if o := <-good; o.err != nil {
+		t.Error(o.err)
+	}
 	// But if there is nobody else, it may try.
 	alone := result(10 * time.Second)
 	waiting(t, e, 1)
 	c.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 2})
-	wantOpened(t, alone)
+	if o := <-alone; o.err != nil {
+		t.Error(o.err)
+	}
 }
 
 // TestLateCallsShare: calls of a configuration that is gone share the connections that are made for them, no more than are
@@ -286,7 +284,7 @@ func TestLateCallsShare(t *testing.T) {
 	for range calls {
 		wg.Go(func() {
 			b := h2.NewBlocking()
-			s, err := e.Open(patient, request(), true, b)
+			s, err := e.OpenWait(t.Context(), request(), true, b)
 			if err != nil {
 				t.Errorf("a late call failed: %v", err)
 				return
@@ -345,7 +343,7 @@ func TestUnwelcomeClient(t *testing.T) {
 	good, bad := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.66")
 	refused := func() {
 		t.Helper()
-		_, err := e.For(bad).Open(patient, request(), true, h2.NewBlocking())
+		_, err := e.For(bad).OpenWait(t.Context(), request(), true, h2.NewBlocking())
 		if err == nil || err.Kind != KindDial && err.Kind != KindBackoff {
 			t.Fatalf("%v, want a failed dial", err)
 		}
@@ -357,7 +355,7 @@ func TestUnwelcomeClient(t *testing.T) {
 		refused()
 	}
 	b := h2.NewBlocking()
-	s, terr := e.For(good).Open(patient, request(), true, b)
+	s, terr := e.For(good).OpenWait(t.Context(), request(), true, b)
 	if terr != nil {
 		t.Fatal(terr)
 	}

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -12,24 +13,6 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/internal/wiretest"
 	"github.com/caddygrpc/caddy-grpc-proxy/upstream"
 )
-
-// choosy is a caller that could go elsewhere. It waits for no stream, and for a connection as long as it says.
-type choosy struct {
-	caller
-	patience time.Duration
-	early    bool
-}
-
-func (c choosy) Patience(full bool, since time.Duration) (time.Duration, bool) {
-	if full {
-		return 0, true
-	}
-	return max(c.patience-since, 0), c.patience > 0
-}
-
-func (c choosy) Since() time.Time { return time.Now() }
-
-func (c choosy) Early() bool { return c.early }
 
 // failures is how many there were in a row.
 func failures(e *Endpoint) int {
@@ -93,18 +76,14 @@ func TestConnectionsOfNoUse(t *testing.T) {
 
 // calling makes one call after the other.
 func calling(e *Endpoint) (stop func()) {
-	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := ctx.Done()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for {
-			select {
-			case <-done:
-				return
-			default:
-			}
+		for ctx.Err() == nil {
 			b := h2.NewBlocking()
-			s, err := e.Open(caller{done: done}, request(), true, b)
+			s, err := e.OpenWait(ctx, request(), true, b)
 			if err != nil {
 				time.Sleep(time.Millisecond)
 				continue
@@ -116,7 +95,7 @@ func calling(e *Endpoint) (stop func()) {
 			}
 		}
 	}()
-	return func() { close(done); <-ended }
+	return func() { cancel(); <-ended }
 }
 
 // TestConnectionOfUse: the series of pauses ends when a connection has completed a stream, or has lived long.
@@ -183,7 +162,7 @@ func TestHalfOpen(t *testing.T) {
 		<-t.Context().Done()
 	})
 	e := endpoint(t, l.Addr(), Config{DialTimeout: 50 * time.Millisecond})
-	_, err := e.Open(patient, request(), true, h2.NewBlocking())
+	_, err := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, err, KindDial)
 	eventually(t, "it is dialled again without a call", func() bool {
 		if !e.link.Has(upstream.Backoff) {
@@ -252,14 +231,15 @@ func TestEarly(t *testing.T) {
 	e := endpoint(t, l.Addr(), Config{MaxStreamsPerConn: 1, MaxConns: 1}) // the first stream fills the connection
 	results := make(chan *Error, 3)
 	var answers [3]*h2.Blocking
-	for i, c := range []Caller{patient, choosy{}, choosy{early: true}} {
+	for i := range answers {
 		answers[i] = h2.NewBlocking()
+		told := try(e, &Ticket{Early: i == 2}, answers[i])
 		go func() {
-			s, err := e.Open(c, request(), true, answers[i])
-			if s != nil {
-				s.Conn().Flush()
+			o := <-told
+			if o.stream != nil {
+				o.stream.Conn().Flush()
 			}
-			results <- err
+			results <- o.err
 		}()
 		waiting(t, e, int32(i+1))
 	}
@@ -289,10 +269,11 @@ func TestSentEarlyInVain(t *testing.T) {
 	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
 	e := endpoint(t, l.Addr(), Config{DialTimeout: 700 * time.Millisecond})
 	b := h2.NewBlocking()
-	s, err := e.Open(choosy{early: true}, request(), true, b)
-	if err != nil {
-		t.Fatal(err)
+	o := <-try(e, &Ticket{Early: true}, b)
+	if o.err != nil {
+		t.Fatal(o.err)
 	}
+	s := o.stream
 	s.Conn().Flush()
 	l.Accept().ExpectHeaders()
 	_, herr := b.WaitHead(t.Context())
@@ -304,90 +285,74 @@ func TestSentEarlyInVain(t *testing.T) {
 	}
 }
 
-// TestPatience: a call that could go elsewhere waits for a connection only as long as it says.
-func TestPatience(t *testing.T) {
+// TestLeave: a parked call can be taken back, and keeps nobody from being served.
+func TestLeave(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l := wiretest.Listen(t, wiretest.Options{NoSettings: true})
 	e := endpoint(t, l.Addr(), Config{})
 	for range 2 {
-		_, err := e.Open(choosy{patience: 20 * time.Millisecond}, request(), true, h2.NewBlocking())
-		wantKind(t, err, KindElsewhere)
+		ticket := &Ticket{Queue: true}
+		told := try(e, ticket, h2.NewBlocking())
+		if !e.Leave(ticket) {
+			t.Error("it was told something")
+		}
+		if e.Leave(ticket) || len(told) > 0 {
+			t.Error("it is still there")
+		}
 	}
 	if n := e.waiting.Load(); n != 0 {
 		t.Errorf("%d calls wait", n)
 	}
+	stays := openLater(e)
 	c := l.Accept()
 	c.WriteSettings()
-	eventually(t, "connected", func() bool { return e.Conns() == 1 })
+	wantOpened(t, stays)
 	if n := l.Accepted(); n != 1 {
 		t.Errorf("%d connections", n)
 	}
 }
 
-// asked is a caller that tells how it is asked how long it waits, and waits as long as it is told.
-type asked struct {
-	caller
-	came    time.Time
-	waited  chan time.Duration
-	answers chan time.Duration
-}
-
-func (a asked) Since() time.Time { return a.came }
-func (a asked) Early() bool      { return false }
-
-func (a asked) Patience(_ bool, since time.Duration) (time.Duration, bool) {
-	if since == 0 {
-		return time.Millisecond, true
-	}
-	a.waited <- since
-	return <-a.answers, true
-}
-
-// TestAskedAgain: a call that waits for a stream is asked again and again whether it waits on, and keeps its place meanwhile.
-func TestAskedAgain(t *testing.T) {
+// TestLeaveWhileGranted: a call that leaves just when it is its turn is told so, once, and its stream is not lost.
+func TestLeaveWhileGranted(t *testing.T) {
 	wiretest.CheckLeaks(t)
 	l, accepted := listen(t, maxStreams(1))
 	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: time.Minute})
 	open(t, e)
 	c := <-accepted
-	a := asked{came: time.Now(), waited: make(chan time.Duration), answers: make(chan time.Duration)}
-	result := make(chan *Error, 1)
-	opened := make(chan *h2.Stream, 1)
-	call := func() {
-		go func() {
-			s, err := e.Open(a, request(), true, h2.NewBlocking())
-			result <- err
-			opened <- s
-		}()
+	ticket := &Ticket{Queue: true}
+	slow := &slowCall{call: call{h2.NewBlocking(), make(chan opened, 1)}, asked: make(chan struct{}), answer: make(chan struct{})}
+	ticket.Opener = slow
+	if s, err := e.Open(ticket); s != nil || err != nil {
+		t.Fatal(s, err)
 	}
-	call()
-	before := time.Duration(0)
-	for range 3 {
-		waited := <-a.waited
-		if waited <= before {
-			t.Errorf("it has waited for %v, and before that for %v", waited, before)
-		}
-		before = waited
-		waiting(t, e, 1)
-		a.answers <- time.Millisecond
+	answer(c, c.ExpectHeaders().Stream)
+	<-slow.asked
+	if e.Leave(ticket) {
+		t.Error("taken back, although it is being served")
 	}
-	<-a.waited
-	a.answers <- 0
-	wantKind(t, <-result, KindElsewhere)
-	<-opened
-	waiting(t, e, 0)
+	close(slow.answer)
+	o := <-slow.told
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	o.stream.Reset(h2.Cancel)
+	next := openLater(e)
+	wantOpened(t, next)
+}
 
-	call()
-	<-a.waited
-	later := openLater(e)
-	waiting(t, e, 2)
-	a.answers <- time.Minute
-	answer(c, c.ExpectHeaders().Stream)
-	wantOpened(t, result)
-	waiting(t, e, 1)
-	(<-opened).Conn().Flush()
-	answer(c, c.ExpectHeaders().Stream)
-	wantOpened(t, later)
+// slowCall takes its time to make its head, when it is asked for the second time.
+type slowCall struct {
+	call
+	times         int
+	asked, answer chan struct{}
+}
+
+func (c *slowCall) Head() ([]h2.Field, bool, h2.Receiver) {
+	if c.times++; c.times == 2 {
+		close(c.asked)
+		<-c.answer
+	}
+	return c.call.Head()
 }
 
 // TestWaitsOnce: a call without a deadline waits for a stream as long as such a call may wait, and not as long at each endpoint.
@@ -397,9 +362,8 @@ func TestWaitsOnce(t *testing.T) {
 	e := endpoint(t, l.Addr(), Config{MaxConns: 1, QueueTimeout: time.Minute})
 	open(t, e)
 	<-accepted
-	a := asked{came: time.Now().Add(-time.Minute), waited: make(chan time.Duration), answers: make(chan time.Duration)}
-	_, err := e.Open(a, request(), true, h2.NewBlocking())
-	wantKind(t, err, KindQueueTimeout)
+	o := <-try(e, &Ticket{Since: time.Now().Add(-time.Minute), Queue: true}, h2.NewBlocking())
+	wantKind(t, o.err, KindQueueTimeout)
 }
 
 // TestVerdictBeforeTheWait: a dial that was begun for a call and has failed before the call waits for it is what the call gets,
@@ -420,8 +384,6 @@ func TestVerdictBeforeTheWait(t *testing.T) {
 	e.mu.Lock()
 	e.backoff.until = time.Now().Add(time.Minute) // however long the machine takes
 	e.mu.Unlock()
-	_, terr := e.Open(asked{caller: patient, came: came}, request(), true, h2.NewBlocking())
-	wantKind(t, terr, KindDial)
-	_, terr = e.Open(asked{caller: patient, came: time.Now()}, request(), true, h2.NewBlocking())
-	wantKind(t, terr, KindBackoff)
+	wantKind(t, (<-try(e, &Ticket{Since: came}, h2.NewBlocking())).err, KindDial)
+	wantKind(t, (<-try(e, &Ticket{Since: time.Now()}, h2.NewBlocking())).err, KindBackoff)
 }

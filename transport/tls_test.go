@@ -75,7 +75,7 @@ func TestTLSNoResumptionAcrossChange(t *testing.T) {
 	now.Store(other.ClientConfig())
 	c.WriteGoAway(3, h2.NoError, "")
 	c.ExpectClosed()
-	_, terr := e.Open(patient, request(), true, h2.NewBlocking())
+	_, terr := e.OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	if terr == nil || terr.Kind != KindTLS && terr.Kind != KindBackoff || !strings.Contains(terr.Text(), "unknown authority") {
 		t.Errorf("error %v, want one of an unknown authority", terr)
 	}
@@ -101,7 +101,7 @@ func TestExpiredCertificate(t *testing.T) {
 	defer func() { _ = l.Close(); <-served }()
 	cfg := ca.ClientConfig()
 	cfg.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) }
-	_, terr := endpoint(t, l.Addr().String(), Config{TLS: cfg}).Open(patient, request(), true, h2.NewBlocking())
+	_, terr := endpoint(t, l.Addr().String(), Config{TLS: cfg}).OpenWait(t.Context(), request(), true, h2.NewBlocking())
 	wantKind(t, terr, KindTLS)
 	if want := "TLS handshake failed: the upstream's certificate is not valid at this time (it has expired, or the clock is wrong)"; terr.Text() != want {
 		t.Errorf("%q, want %q", terr.Text(), want)

@@ -4,6 +4,8 @@
 // of those of them that judge its health in the same way.
 package upstream
 
+import "net"
+
 // MaxWeight is the largest weight of an endpoint. Weights are clamped to it, so that sums of them stay small.
 const MaxWeight = 65_535
 
@@ -47,6 +49,19 @@ func (e *Endpoint) HashKey() string {
 	return e.Address
 }
 
+// Authority is how the endpoint is addressed by calls whose client has not said it, or has said something unusable.
+func (e *Endpoint) Authority() string {
+	switch {
+	case e.Network == "unix":
+		return "localhost"
+	case e.Name != "":
+		if _, port, err := net.SplitHostPort(e.Address); err == nil {
+			return net.JoinHostPort(e.Name, port)
+		}
+	}
+	return e.Address
+}
+
 // Locality is where an endpoint is, from the large to the small. Parts that are not known are empty.
 type Locality struct {
 	Region  string `json:"region,omitempty"`
@@ -62,4 +77,12 @@ type Snapshot struct {
 	// Draining are those that have left the list, or are being drained, while calls still run on them. Only a policy
 	// that binds a client to its endpoint (sticky sessions) may pick them.
 	Draining []Endpoint
+}
+
+// At is the endpoint of an index (see Endpoint.Index).
+func (s *Snapshot) At(index int) *Endpoint {
+	if n := len(s.Endpoints); index >= n {
+		return &s.Draining[index-n]
+	}
+	return &s.Endpoints[index]
 }

@@ -70,10 +70,10 @@ func (l *Link) SetConnected(t time.Time) (changed bool) {
 	return changed
 }
 
-// SetRoom sets or clears NoRoom, which nobody is told of.
-func (l *Link) SetRoom(room bool) {
+// SetRoom sets or clears NoRoom. It returns whether there is room again; then Tell is to be called.
+func (l *Link) SetRoom(room bool) (changed bool) {
 	if room == !l.Has(NoRoom) {
-		return
+		return false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,6 +84,23 @@ func (l *Link) SetRoom(room bool) {
 	}
 	for _, a := range l.attached {
 		a.state.SetRoom(room)
+	}
+	if room {
+		l.stirLocked()
+	}
+	return room
+}
+
+// Stir is for what calls that wait may want to know, though it changes no reason: a dial is over, say. Tell is to be called then.
+func (l *Link) Stir() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stirLocked()
+}
+
+func (l *Link) stirLocked() {
+	for _, a := range l.attached {
+		l.news = append(l.news, func() { a.state.notify(Stirred) })
 	}
 }
 

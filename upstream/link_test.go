@@ -27,7 +27,11 @@ func TestLink(t *testing.T) {
 		t.Error("a verdict is shared")
 	}
 	var told []Change
-	defer b.Watch(func(c Change) { told = append(told, c) })()
+	defer b.Watch(func(c Change) {
+		if c != Stirred {
+			told = append(told, c)
+		}
+	})()
 	var conditions []Condition
 	defer b.WatchStatus(func(_, to Status) { conditions = append(conditions, to.Condition) })()
 	l.SetBackoff(false)

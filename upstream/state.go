@@ -210,6 +210,8 @@ const (
 	Disconnected
 	// ServicesChanged: the services are others that the endpoint does not serve.
 	ServicesChanged
+	// Stirred: something has changed that concerns only calls that wait: there is room for another one again, or a dial is over.
+	Stirred
 )
 
 type watcher struct{ f func(Change) }

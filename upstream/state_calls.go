@@ -38,10 +38,14 @@ func (s *State) EndTrial(t Trial) {
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.trial == t {
+	over := s.trial == t
+	if over {
 		s.trial = 0
 		s.reasons.And(^uint32(OnTrial))
+	}
+	s.mu.Unlock()
+	if over {
+		s.notify(Stirred)
 	}
 }
 
@@ -95,6 +99,7 @@ func (s *State) fill() {
 				s.reasons.Or(uint32(Full))
 			} else {
 				s.reasons.And(^uint32(Full))
+				s.notify(Stirred)
 			}
 		}
 		if s.isFull() == full {

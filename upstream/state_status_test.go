@@ -150,17 +150,25 @@ func TestTrialIsOneCall(t *testing.T) {
 	}
 }
 
-// What comes and goes with single calls is told to nobody.
-func TestTrialIsNotTold(t *testing.T) {
+// What comes and goes with single calls is of no interest but to those who wait for it to go.
+func TestTrialStirs(t *testing.T) {
 	var s State
 	s.SetLimit(1)
 	told := 0
-	defer s.Watch(func(Change) { told++ })()
+	defer s.Watch(func(ch Change) {
+		if told++; ch != Stirred {
+			t.Errorf("told of %d", ch)
+		}
+	})()
 	s.Set(Probation)
 	trial, _ := s.TryBegin()
+	if told != 0 {
+		t.Error("told of a call that begins")
+	}
 	s.End()
 	s.EndTrial(trial)
-	if told != 0 {
+	s.EndTrial(trial)
+	if told != 2 {
 		t.Errorf("told %d times", told)
 	}
 }

@@ -1,0 +1,10 @@
+package grpcproxy
+
+import "github.com/caddygrpc/caddy-grpc-proxy/inbound/direct"
+
+// Direct serves connections with the handler of the running configuration, the last one if there are several, past Caddy's server.
+func Direct() *direct.Handler {
+	current, _, _ := running.look(nil)
+	h := current[len(current)-1]
+	return &direct.Handler{Proxy: h.proxy, Trusted: h.trusted}
+}
