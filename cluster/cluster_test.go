@@ -61,8 +61,19 @@ func (f *fixture) cut() []*transport.Endpoint {
 	return slices.Clone(f.ends)
 }
 
+// endCalls ends the calls that a test has left on the addresses of endpoints: they are counted by address, which tests share.
+func endCalls() {
+	for p := range 100 {
+		s := upstream.NewState(upstream.LoadOf(upstream.Address{Network: "tcp", Dial: fmt.Sprintf("127.0.0.1:%d", p)}))
+		for s.Active() > 0 {
+			s.End()
+		}
+	}
+}
+
 func start(t *testing.T, cfg Config) *fixture {
 	t.Helper()
+	t.Cleanup(endCalls)
 	f := &fixture{}
 	core, logs := observer.New(zap.DebugLevel)
 	f.logs = logs
