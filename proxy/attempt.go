@@ -194,7 +194,7 @@ func (f *Flight) failed(a *attempt, err *transport.Error) {
 		// After the answer's end a reset means only that the rest of the request is not wanted (RFC 9113 section 8.1).
 		return
 	case f.phase == committed:
-		f.conclude(f.judge(fromTransport(err), err))
+		f.endAnswer(a, f.judge(fromTransport(err), err))
 		return
 	}
 	f.remove(a)

@@ -252,6 +252,42 @@ func TestWork(t *testing.T) {
 	})
 }
 
+// An answer that its upstream breaks off where a message has ended is no less the client's: a client that reads slowly gets what has
+// come, and then the status.
+func TestBrokenOffBehindASlowClient(t *testing.T) {
+	for name, breakOff := range map[string]func(s *simStream){
+		"reset": func(s *simStream) { s.rst(h2.InternalError) },
+		"lost":  func(s *simStream) { s.c.close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, plain(simPeer{most: 100}), func(w *simWorld) {
+				f := w.start(20, 65535, 0, sentAtOnce, 0)
+				f.push(20, true)
+				w.settle()
+				s := w.only()
+				s.respond(3000)
+				s.send(len(s.answer))
+				w.settle()
+				breakOff(s)
+				time.Sleep(time.Minute)
+				w.settle()
+				if f.done() {
+					w.t.Fatalf("over, though the client has got %d of %d bytes", len(f.got), len(s.answer))
+				}
+				f.allow(len(s.answer))
+				w.settle()
+				status, _ := field(f.trailers, "grpc-status")
+				if !f.done() || f.resets > 0 || len(f.got) != len(s.answer) || status == "" || status == "0" {
+					w.t.Errorf("done %t, %d resets, %d of %d bytes, grpc-status %q", f.done(), f.resets, len(f.got), len(s.answer), status)
+				}
+				if r := &f.Call.Result; r.EndedBy == call.EndedByClient || r.Reason == "" {
+					w.t.Errorf("result %+v", r)
+				}
+			})
+		})
+	}
+}
+
 // The line in which the second attempt is parked may tell of the deadline first.
 func TestDeadlineOfTwo(t *testing.T) {
 	simulate(t, plain(simPeer{most: 100}, simPeer{mode: hangs}), func(w *simWorld) {
