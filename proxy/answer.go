@@ -52,10 +52,10 @@ func (f *Flight) head(a *attempt, fields []h2.Field, end bool) {
 		f.trailersOnly(a, fields)
 	case isGRPC:
 		f.commit(a)
-		list := fieldLists.Get().(*[]h2.Field)
+		list := GetFields()
 		*list = f.responseRules(a, responseHead(*list, fields, false))
 		f.d.Head(*list, false)
-		putFields(list)
+		PutFields(list)
 		f.flushDown = true
 	case end:
 		f.commitTo(a)
@@ -220,10 +220,10 @@ func (f *Flight) ending(a *attempt, fields []h2.Field, trailers bool) {
 		f.endAnswer(a, badAnswer(grpcwire.Internal, ReasonIncomplete, "the upstream's answer ends inside a message", a.end.Address()))
 		return
 	}
-	list := fieldLists.Get().(*[]h2.Field)
+	list := GetFields()
 	*list = f.wireStatus(a, trailerFields(*list, f.takeReport(a, fields)))
 	f.sendTrailers(a, *list)
-	putFields(list)
+	PutFields(list)
 }
 
 // endAnswer ends an answer that has begun, and that its upstream does not end, with a status (linkerd2-proxy does so too): behind what

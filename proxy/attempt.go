@@ -247,8 +247,8 @@ func (f *Flight) abort(a *attempt, code h2.ErrCode) {
 	f.choice.last = a
 	switch {
 	case a.stream != nil:
-		over := a.stream.Closed()
-		if a.stream.Reset(code); !over { // else there is nothing to flush
+		closed := a.stream.Closed()
+		if a.stream.Reset(code); !closed { // else there is nothing to flush
 			f.touch(a.stream.Conn(), false)
 		}
 	case a.waits && a.conns.Leave(&a.ticket):

@@ -390,25 +390,12 @@ func (f *Flight) mayCome() bool {
 	yes := v.Pending || !f.choice.told && !f.p.cfg.Cluster.Settled()
 	ignore := f.pickInfo().Disregard | upstream.Backoff | upstream.NoRoom
 	for i, e := range v.Live() {
-		s := e.State
-		if slices.Contains(f.choice.tried, i) {
-			continue
-		}
-		if !s.UsableExcept(ignore | upstream.Connecting) {
-			continue
-		}
-		if s.Has(upstream.Connecting) {
+		switch s := e.State; {
+		case slices.Contains(f.choice.tried, i), !s.UsableExcept(ignore | upstream.Connecting):
+		case s.Has(upstream.Connecting):
 			yes = true
-			continue
-		}
-		if !s.Has(upstream.Backoff) {
-			continue
-		}
-		if !v.Panic && !s.Serves(f.Call.Service) {
-			continue
-		}
-		if e.For(f.Call.ClientIP).Ask() {
-			yes = true
+		case s.Has(upstream.Backoff) && (v.Panic || s.Serves(f.Call.Service)):
+			yes = e.For(f.Call.ClientIP).Ask() || yes
 		}
 	}
 	return yes

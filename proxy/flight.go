@@ -382,8 +382,9 @@ func (f *Flight) classify() *Failure {
 	return nil
 }
 
-// writeGrace is how long a client may still take in the rest of an answer that is complete, when its call is cut.
-const writeGrace = 100 * time.Millisecond
+// WriteGrace is how long a client may still take in what is there for it when its call is cut. It is shorter than what is kept of a
+// grace period for the last frames.
+const WriteGrace = 100 * time.Millisecond
 
 // cut ends the call from outside. One whose answer is complete is left to it, for as long as the client takes it.
 func (f *Flight) cut(why *Failure) {
@@ -392,7 +393,7 @@ func (f *Flight) cut(why *Failure) {
 		f.conclude(why)
 	case f.late == nil:
 		f.late = why
-		f.timer.late = time.Now().Add(writeGrace)
+		f.timer.late = time.Now().Add(WriteGrace)
 		f.arm()
 	}
 }

@@ -50,7 +50,7 @@ func (f *Flight) makeHead(a *attempt) {
 	if !validAuthority(authority) {
 		authority = f.choice.view.Snapshot.At(a.pick.Index).Authority()
 	}
-	a.head = fieldLists.Get().(*[]h2.Field)
+	a.head = GetFields()
 	head := f.appendCall((*a.head)[:0], a, fields, authority)
 	head = appendCallFields(head, fields)
 	*a.head = appendMetadata(head, fields)
@@ -58,7 +58,7 @@ func (f *Flight) makeHead(a *attempt) {
 
 func (f *Flight) dropHead(a *attempt) {
 	if a.head != nil {
-		putFields(a.head)
+		PutFields(a.head)
 		a.head = nil
 	}
 }
@@ -223,7 +223,11 @@ func metadataBytes(fields []h2.Field) int {
 // fieldLists are scratch space for building header blocks.
 var fieldLists = sync.Pool{New: func() any { l := make([]h2.Field, 0, 32); return &l }}
 
-func putFields(l *[]h2.Field) {
+// GetFields returns an empty list of fields, which PutFields gives back: most header blocks then cost no memory.
+func GetFields() *[]h2.Field { return fieldLists.Get().(*[]h2.Field) }
+
+// PutFields gives a list back that GetFields has returned, or does nothing with one that has become too large to be kept.
+func PutFields(l *[]h2.Field) {
 	if cap(*l) <= 256 {
 		clear(*l) // do not keep callers' strings alive
 		*l = (*l)[:0]

@@ -88,7 +88,7 @@ type Annotator interface {
 }
 
 // Interested is a Picker that wants to hear also of attempts that it has not picked: where a policy around it has chosen for itself,
-// by a key or a session, and where a call waits for whichever endpoint is the first to be connected again.
+// by a key or a session.
 type Interested interface {
 	Picker
 	// Interests calls f with a pick for each endpoint, as Pick would have returned it. Of several for one endpoint the first counts.

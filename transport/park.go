@@ -89,7 +89,8 @@ func (e *Endpoint) expire() {
 	defer e.mu.Unlock()
 	e.expires = time.Time{}
 	var late []*Ticket
-	for now := time.Now(); len(e.line.waiters) > 0 && !now.Before(e.line.waiters[0].due); {
+	now := time.Now()
+	for len(e.line.waiters) > 0 && !now.Before(e.line.waiters[0].due) {
 		t := e.line.waiters[0]
 		e.line.remove(t)
 		late = append(late, t)

@@ -40,9 +40,10 @@ type exchange struct {
 	until   time.Time     // the client's time to take what is being written; zero: as long as the call lasts
 	ahead   int64         // bytes that were read and have not gone on
 	room    chan struct{} // the reader waits for some to go on; nil if it does not
-	// result is the call's as it was when the head was queued, and in the end: the flight may be at it meanwhile.
-	result   call.Result
-	headSeen bool
+	// result is the call's as it was when the head was queued, and in the end: the flight may be at it meanwhile. Before that it is
+	// not noted.
+	result call.Result
+	noted  bool
 
 	// The writer's.
 	unsent    int  // written, and not flushed
@@ -103,7 +104,7 @@ func (x *exchange) run() {
 // abandon ends the call if something in front of the proxy, which wraps the answer's writer or the request's body, has panicked.
 // No writer must outlive the handler.
 func (x *exchange) abandon() {
-	x.Flight.Abandon(proxy.Fail(grpcwire.Internal, proxy.ReasonAborted, "a handler in front of the proxy aborted the call"), nil)
+	x.Flight.Abandon(aborted(), nil)
 	x.mu.Lock()
 	x.reading = false // no writer is started any more
 	beside := x.beside
@@ -112,6 +113,11 @@ func (x *exchange) abandon() {
 		<-beside
 	}
 	x.awaitOver()
+}
+
+// aborted is the end of a call that something in front of the proxy has panicked in.
+func aborted() *proxy.Failure {
+	return proxy.Fail(grpcwire.Internal, proxy.ReasonAborted, "a handler in front of the proxy aborted the call")
 }
 
 // awaitOver waits for the flight, when nothing is written any more.
@@ -256,24 +262,17 @@ func (x *exchange) signalLocked() {
 func (x *exchange) Head(fields []h2.Field, end bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.out.head, x.out.end, x.headSeen = cloned(fields), end, true
-	x.result = x.Flight.Call.Result
+	x.out.head, x.out.end = cloned(fields), end
+	x.noteResultLocked()
 }
 
-// fieldLists are for fields on their way to the writer.
-var fieldLists = sync.Pool{New: func() any { l := make([]h2.Field, 0, 16); return &l }}
+func (x *exchange) noteResultLocked() { x.result, x.noted = x.Flight.Call.Result, true }
 
+// cloned are fields for the writer, which gives them back.
 func cloned(fields []h2.Field) *[]h2.Field {
-	l := fieldLists.Get().(*[]h2.Field)
-	*l = append((*l)[:0], fields...)
+	l := proxy.GetFields()
+	*l = append(*l, fields...)
 	return l
-}
-
-func putFields(l *[]h2.Field) {
-	if cap(*l) <= 256 {
-		clear(*l) // do not keep callers' strings alive
-		fieldLists.Put(l)
-	}
 }
 
 // Data implements proxy.Downstream. It takes all: the upstream's windows bound what is queued, and Sent gives them credit.
@@ -284,10 +283,6 @@ func (x *exchange) Data(p []byte) (taken int, sent bool) {
 	return len(p), false
 }
 
-// writeGrace is how long a client that does not read may still take in what is being written when its call is cut. It
-// is shorter than what is kept of a grace period for the last frames.
-const writeGrace = 100 * time.Millisecond
-
 // Trailers implements proxy.Downstream.
 func (x *exchange) Trailers(fields []h2.Field, hurry bool) {
 	x.mu.Lock()
@@ -296,7 +291,7 @@ func (x *exchange) Trailers(fields []h2.Field, hurry bool) {
 	if hurry {
 		// The writer may wait for a client that does not read, or soon will; trailers could not reach it either. With mu
 		// held: once the handler has returned, its deadlines must not be touched.
-		x.until = time.Now().Add(writeGrace)
+		x.until = time.Now().Add(proxy.WriteGrace)
 		x.limitLocked()
 	}
 }
@@ -339,7 +334,7 @@ func (x *exchange) Done() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.out.over = true
-	x.result = x.Flight.Call.Result
+	x.noteResultLocked()
 	x.roomLocked()
 	x.signalLocked()
 }

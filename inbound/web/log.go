@@ -131,7 +131,7 @@ func (x *exchange) placeholder(key string) (any, bool) {
 func (x *exchange) resultNow() call.Result {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.out.end || x.out.over || x.headSeen {
+	if x.noted {
 		return x.result
 	}
 	return x.Flight.Call.Result

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/h2"
 	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 )
@@ -19,7 +18,7 @@ func (x *exchange) writeBeside() {
 		// A panic of a handler's writer belongs to the server's goroutine, which knows what to do about it.
 		if p := recover(); p != nil {
 			x.panicked = p
-			x.Flight.Abandon(proxy.Fail(grpcwire.Internal, proxy.ReasonAborted, "a handler in front of the proxy aborted the call"), nil)
+			x.Flight.Abandon(aborted(), nil)
 			x.awaitOver()
 		}
 	}()
@@ -59,7 +58,7 @@ func (x *exchange) write() {
 		}
 		for _, l := range [...]*[]h2.Field{o.head, o.trailers} {
 			if l != nil {
-				putFields(l)
+				proxy.PutFields(l)
 			}
 		}
 		if o.over {
