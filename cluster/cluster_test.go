@@ -46,7 +46,30 @@ func endpoints(ports ...int) []upstream.Endpoint {
 	return out
 }
 
-// fixture is a cluster whose endpoints belong to one test: its name is part of their key.
+// runs tells the runs of tests apart.
+var runs = struct {
+	sync.Mutex
+	of   map[*testing.T]int
+	last int
+}{of: make(map[*testing.T]int)}
+
+// own is a name that this run of a test alone has: what an earlier one has left in the process's pools is not for its bubble.
+func own(t *testing.T) string {
+	runs.Lock()
+	defer runs.Unlock()
+	if runs.of[t] == 0 {
+		runs.last++
+		runs.of[t] = runs.last
+		t.Cleanup(func() {
+			runs.Lock()
+			defer runs.Unlock()
+			delete(runs.of, t)
+		})
+	}
+	return fmt.Sprintf("%s, run %d", t.Name(), runs.of[t])
+}
+
+// fixture is a cluster whose endpoints belong to one run of a test: its name is part of their key.
 type fixture struct {
 	*Cluster
 	logs *observer.ObservedLogs
@@ -82,7 +105,7 @@ func start(t *testing.T, cfg Config) *fixture {
 		cfg.Policy = new(selection.RoundRobin)
 	}
 	if cfg.Transport == nil {
-		name := t.Name()
+		name := own(t)
 		cfg.Transport = func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: name} }
 	}
 	if cfg.DrainTimeout == 0 {
@@ -139,7 +162,7 @@ func settle() {
 }
 
 func dynamic(s discovery.Source, t *testing.T) []Source {
-	return []Source{{Source: s, Name: "script", Key: t.Name(), Preferred: true}}
+	return []Source{{Source: s, Name: "script", Key: own(t), Preferred: true}}
 }
 
 func TestStatic(t *testing.T) {

@@ -253,7 +253,7 @@ func TestNoPanicWhileALevelCarries(t *testing.T) {
 // Calls are held until the companions were started.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		name := t.Name()
+		name := own(t)
 		c, err := New(Config{
 			Static: endpoints(1), Policy: new(watchful), Hold: true, Logger: start(t, Config{Static: endpoints(2)}).cfg.Logger,
 			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: name} },
@@ -292,7 +292,7 @@ func TestWarmthOfNewEndpoints(t *testing.T) {
 		s := newScript()
 		config := Config{
 			Static:  endpoints(1),
-			Sources: []Source{{Source: s, Name: "script", Key: t.Name()}},
+			Sources: []Source{{Source: s, Name: "script", Key: own(t)}},
 			Warmth: func(s *upstream.State) float64 {
 				since := s.UsableSince()
 				if since.IsZero() {

@@ -18,7 +18,7 @@ func TestThreeKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reach := func(identity string, conns int) func(*upstream.Endpoint) transport.Config {
 			return func(*upstream.Endpoint) transport.Config {
-				return transport.Config{Identity: t.Name() + identity, MaxConns: conns}
+				return transport.Config{Identity: own(t) + identity, MaxConns: conns}
 			}
 		}
 		first := start(t, Config{Static: endpoints(1), Transport: reach("", 1), Health: "a"})
@@ -60,7 +60,7 @@ func TestReloadForgetsNothing(t *testing.T) {
 			return Config{
 				Static: endpoints(7301), Health: health,
 				Transport: func(*upstream.Endpoint) transport.Config {
-					return transport.Config{Identity: t.Name() + identity, MaxConns: conns}
+					return transport.Config{Identity: own(t) + identity, MaxConns: conns}
 				},
 			}
 		}
@@ -118,7 +118,7 @@ func TestMaxConnsDiffer(t *testing.T) {
 			return Config{
 				Static: endpoints(1, 2, 3), Configuration: configuration,
 				Transport: func(*upstream.Endpoint) transport.Config {
-					return transport.Config{Identity: t.Name(), MaxConns: conns}
+					return transport.Config{Identity: own(t), MaxConns: conns}
 				},
 			}
 		}
@@ -154,7 +154,7 @@ func TestLimitsAreInForceWithTheConfiguration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, err := New(Config{
 			Static: endpoints(1), Policy: new(watchful), Logger: start(t, Config{Static: endpoints(2)}).cfg.Logger,
-			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: t.Name(), MaxConns: 5} },
+			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: own(t), MaxConns: 5} },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -162,7 +162,7 @@ func TestLimitsAreInForceWithTheConfiguration(t *testing.T) {
 		t.Cleanup(c.Close)
 		running := start(t, Config{
 			Static:    endpoints(1),
-			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: t.Name(), MaxConns: 2} },
+			Transport: func(*upstream.Endpoint) transport.Config { return transport.Config{Identity: own(t), MaxConns: 2} },
 		})
 		end := running.View().Endpoints[0]
 		if n := end.MaxConns(); n != 2 {
