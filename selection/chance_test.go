@@ -197,6 +197,28 @@ func TestRoundRobinSequence(t *testing.T) {
 	}
 }
 
+// A call that finds no open endpoint takes nobody's turn: it will ask again, for less.
+func TestRoundRobinInVain(t *testing.T) {
+	for _, weights := range [][]uint32{{1, 1, 1}, {5, 1, 2}} {
+		s := snapshot(0, 0, 0)
+		for i, w := range weights {
+			s.Endpoints[i].Weight = w
+		}
+		p, q := newRoundRobin(newWeighted(s)), newRoundRobin(newWeighted(s))
+		p.next.Store(q.next.Load())
+		for step := range 30 {
+			if i, ok := pick(p, PickInfo{Tried: []int{0, 1, 2}}); ok {
+				t.Fatalf("picked %d, which was tried", i)
+			}
+			got, _ := pick(p, PickInfo{})
+			want, _ := pick(q, PickInfo{})
+			if got != want {
+				t.Fatalf("weights %v, step %d: picked %d, want %d", weights, step, got, want)
+			}
+		}
+	}
+}
+
 func TestLeastConn(t *testing.T) {
 	p := new(LeastConn).Build(snapshot(3, 1, 2))
 	for range 20 {

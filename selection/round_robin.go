@@ -53,6 +53,9 @@ const cacheLine = 128
 // that is an open endpoint's, and the next call begins behind that. If calls just went on to the next open endpoint
 // without claiming its turn, that one would serve the closed one's calls besides its own, twice its share. This way all
 // open endpoints get the same, even as calls come at the same time.
+//
+// A call that finds no open endpoint gives its turn back: a call asks several times, for a connected endpoint first, and
+// would take the turns of endpoints that are still being connected to.
 type roundRobin struct {
 	candidates
 
@@ -81,14 +84,19 @@ func (p *roundRobin) Pick(in PickInfo) (Pick, bool) {
 
 // takeByShare takes turns until one is an open endpoint's.
 func (p *roundRobin) takeByShare(s *shares, in *PickInfo) (place int, ok bool) {
+	turn := uint64(0)
 	for range maxTurns {
-		if i := s.turn(p.next.Add(1) - 1); p.open(i, in) {
+		turn = p.next.Add(1) - 1
+		if i := s.turn(turn); p.open(i, in) {
 			return i, true
 		}
 	}
 	c := p.candidates
 	c.shares = s
-	return c.scan(in) // Out of turn.
+	if place, ok = c.scan(in); !ok { // Out of turn.
+		p.next.CompareAndSwap(turn+1, turn+1-maxTurns)
+	}
+	return place, ok
 }
 
 func (p *roundRobin) takeInTurn(in *PickInfo) (place int, ok bool) {
@@ -105,6 +113,7 @@ func (p *roundRobin) takeInTurn(in *PickInfo) (place int, ok bool) {
 		}
 		ahead, ok := p.ahead(i, in)
 		if !ok {
+			p.next.CompareAndSwap(turn+1, turn) // Unless others have gone on from there.
 			return 0, false
 		}
 		found = (i + ahead) % n
