@@ -171,7 +171,7 @@ func (w *simWorld) move(tp *tape, f *simFlight, s *simStream, op int) {
 		if n, _ := f.whole(); n == len(f.request) || tp.n(4) == 0 {
 			f.push(0, true)
 		} else {
-			f.push(math.MaxInt, f.window+f.consumedBytes()-n >= len(f.request)-n)
+			f.push(math.MaxInt, f.allowed() >= len(f.request))
 		}
 	case op == 16:
 		w.note("flight %d: the client resets it", f.id)
@@ -195,10 +195,11 @@ func (w *simWorld) move(tp *tape, f *simFlight, s *simStream, op int) {
 	}
 }
 
-func (f *simFlight) consumedBytes() int {
+// allowed is how much the client may have sent in all.
+func (f *simFlight) allowed() int {
 	f.cmu.Lock()
 	defer f.cmu.Unlock()
-	return f.consumed
+	return f.window + f.consumed
 }
 
 // answer has an upstream do something on a stream.

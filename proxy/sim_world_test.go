@@ -449,6 +449,10 @@ func (w *simWorld) checkSends(f *simFlight) {
 
 // close brings all flights to an end, and everything down.
 func (w *simWorld) close() {
+	for _, f := range w.all() {
+		f.during.Store(nil) // it would meet what follows
+	}
+	w.quiet()
 	for _, p := range w.peers {
 		p.mu.Lock()
 		p.mode, p.most, p.win = accepts, 100, 1<<20
