@@ -57,10 +57,12 @@ func TestSchemeOfExceptedPort(t *testing.T) {
 	}
 	// A handler each: who waits for the one may be given the other.
 	for want, l := range map[string]*wiretest.Listener{"http": plain, "https": secure} {
-		r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "grpc_proxy " + l.Addr() + " {\n\ttls_trust_pool file " + ca.File() + "\n\ttls_except_ports " + port + "\n}"}})
-		r.client.Open(r.client.Request(wirePath), true)
-		if got := l.Accept().ExpectHeaders().Get(":scheme"); got != want {
-			t.Errorf(":scheme %q, want %q", got, want)
-		}
+		t.Run(want, func(t *testing.T) {
+			r := newRig(t, rigOptions{Caddy: proxytest.Options{Site: "grpc_proxy " + l.Addr() + " {\n\ttls_trust_pool file " + ca.File() + "\n\ttls_except_ports " + port + "\n}"}})
+			r.client.Open(r.client.Request(wirePath), true)
+			if got := l.Accept().ExpectHeaders().Get(":scheme"); got != want {
+				t.Errorf(":scheme %q", got)
+			}
+		})
 	}
 }

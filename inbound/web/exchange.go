@@ -35,6 +35,7 @@ type exchange struct {
 	waiting bool          // the writer waits for that
 	due     bool          // it is to be told at the end of a batch
 	reading bool          // the server's goroutine reads the body
+	cut     bool          // the client is to be told what is wrong with its request
 	beside  chan struct{} // closed when a writer of its own is through; nil if there is none
 	writing bool          // the writer is inside a write to the client
 	until   time.Time     // the client's time to take what is being written; zero: as long as the call lasts
@@ -205,6 +206,9 @@ func (x *exchange) cutShort(why *proxy.Failure) {
 		x.Flight.Abandon(why, nil)
 		return
 	}
+	x.mu.Lock()
+	x.cut = true
+	x.mu.Unlock()
 	x.Flight.Cut(why)
 }
 

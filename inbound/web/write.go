@@ -117,6 +117,12 @@ func (x *exchange) await() {
 // clientLeft ends the call since the request's context is over. If that is not because the client is gone, it can be told.
 func (x *exchange) clientLeft() {
 	x.left = true
+	x.mu.Lock()
+	cut := x.cut
+	x.mu.Unlock()
+	if cut {
+		return // HTTP/1's server ends the context of a request that was cut short
+	}
 	err := x.r.Context().Err()
 	if errors.Is(err, context.Canceled) {
 		x.fail(err)
