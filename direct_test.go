@@ -104,6 +104,7 @@ var bothWays = []func(*testing.T){
 	TestQueueFullStatus,
 	TestNoTimeNoAttempt,
 	TestInterop,
+	TestCallsKeepApart,
 }
 
 // webOnly are the other ones, and what they are about.

@@ -182,6 +182,7 @@ func (s *Stream) endForMemory() int64 {
 		e.Code = EnhanceYourCalm // gRPC's clients make RESOURCE_EXHAUSTED of it
 	}
 	if s.closed {
+		s.err = e
 		s.forgiveLocked()
 	} else {
 		s.resetLocked(e.Code, e)

@@ -64,3 +64,32 @@ func (s *Stream) excusedLocked(now int64) bool {
 	age := time.Duration(now - s.began)
 	return age >= patientFor || s.expires != 0 && age >= time.Duration(s.expires)*time.Millisecond/2
 }
+
+// Release takes its receiver off a stream that is over, so that the receiver can be used for something else. It returns false where
+// that may still be called, or a call of it by the connection's other goroutine may be running: then it must be left alone. The caller
+// must have seen the END_STREAM of the peer. The stream forgets its receiver, so that nothing can reach who comes after.
+func (s *Stream) Release() bool {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !s.closed || s.err != nil || !s.recvEnd || s.held > 0 || s.calling {
+		return false
+	}
+	s.r = released{}
+	return true
+}
+
+// released is what a stream without its receiver has for one.
+type released struct{}
+
+// RecvHead implements Receiver.
+func (released) RecvHead(*Stream, []Field, bool) {}
+
+// RecvData implements Receiver.
+func (released) RecvData(*Stream, []byte, bool) {}
+
+// RecvTrailers implements Receiver.
+func (released) RecvTrailers(*Stream, []Field) {}
+
+// RecvReset implements Receiver.
+func (released) RecvReset(*Stream, *Error) {}

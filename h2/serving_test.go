@@ -238,3 +238,67 @@ func TestLateResetsAreNoAttack(t *testing.T) {
 		})
 	}
 }
+
+// A stream lets go of its receiver when nothing can call that any more, and not before.
+func TestRelease(t *testing.T) {
+	c, p := clientAgainst(t, Config{})
+	ends, lost := newRecorder(t), newRecorder(t)
+	s := mustOpen(t, c, false, ends)
+	stays := mustOpen(t, c, true, lost)
+	c.Flush()
+	p.WriteHeaders(s.ID(), wiretest.Fields(":status", "200", "grpc-status", "0"), true)
+	ends.want("head :status=200 grpc-status=0 true")
+	if s.Release() {
+		t.Error("released before it was ended")
+	}
+	if _, err := s.TryWrite(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if !s.Release() {
+			t.Error("not released after both ends")
+		}
+	}
+	c.Close(NoError, "")
+	wait(t, c.Done())
+	lost.want("reset local NO_ERROR remote=false unprocessed=false")
+	if stays.Release() {
+		t.Error("released, though it did not end in order")
+	}
+	ends.none()
+}
+
+// A stream whose receiver holds bytes can still be ended for the memory.
+func TestReleaseHeld(t *testing.T) {
+	c, p := clientAgainst(t, Config{})
+	r := newRecorder(t)
+	r.hold = true
+	s := mustOpen(t, c, true, r)
+	c.Flush()
+	p.WriteHeaders(s.ID(), wiretest.Fields(":status", "200"), false)
+	p.WriteData(s.ID(), []byte("abc"), true)
+	r.want("head :status=200 false")
+	r.want("data 3 true")
+	if s.Release() {
+		t.Error("released while bytes are held")
+	}
+	if n := s.endForMemory(); n != 3 || s.Release() {
+		t.Errorf("%d bytes were held, and it is released after all", n)
+	}
+	r.want("reset memory CANCEL remote=false unprocessed=false")
+}
+
+// A receiver that is being called, or about to be returned by accept, is not let go.
+func TestReleaseDuringAccept(t *testing.T) {
+	released := make(chan bool, 1)
+	c, p := serverAgainst(t, Config{}, func(s *Stream, _ []Field, _ bool) Receiver {
+		_ = s.WriteHeaders(responseHead, true)
+		released <- s.Release()
+		return new(sink)
+	})
+	p.Open(p.Request("/a"), true)
+	if <-released {
+		t.Error("released before accept has returned")
+	}
+	until(t, "the stream is over", func() bool { return c.Streams() == 0 })
+}

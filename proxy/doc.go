@@ -30,7 +30,7 @@
 //     commit, as trailers after it if a message has just ended, and as a reset inside a message. A client that is gone is told
 //     nothing (Flight.abandon).
 //  9. Flight.finish computes the Result, once, and tells policy, health and observers. Downstream.Done is the last thing that the
-//     flight says.
+//     flight says, but for [Recycler], if nobody else has the flight any more (recycle.go).
 //
 // Writes do not go out by themselves. Flight.flush lets them: at the end of the reader's batch, when a connection's reader runs the
 // flight, so that one system call carries the frames of many calls; at once otherwise.

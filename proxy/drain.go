@@ -14,17 +14,19 @@ const drainShards = 16
 type drain struct{ shards [drainShards]drainShard }
 
 type drainShard struct {
-	mu    sync.Mutex
-	first *Flight
+	mu      sync.Mutex
+	flights []*Flight // each at its place; nil where there is none
+	free    []int     // such places
 	// ended is set once the flights were ended; one that comes after is ended at once.
 	ended *Failure
-	_     [24]byte // keeps neighbours off the cache line
+	_     [64]byte // keeps neighbours off the cache line
 }
 
 // drainEntry is a flight's place in the registry.
 type drainEntry struct {
-	shard      *drainShard
-	prev, next *Flight
+	shard *drainShard
+	place int
+	noted bool // somebody has the flight from here
 }
 
 // enter puts a flight into the registry. It returns why the flight must end at once, nil if it need not.
@@ -32,11 +34,15 @@ func (d *drain) enter(f *Flight) *Failure {
 	s := &d.shards[rand.Uint32()%drainShards] //nolint:gosec // spreading load
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.drained = drainEntry{shard: s, next: s.first}
-	if s.first != nil {
-		s.first.drained.prev = f
+	last := len(s.free) - 1
+	if last < 0 {
+		f.drained = drainEntry{shard: s, place: len(s.flights)}
+		s.flights = append(s.flights, f)
+		return s.ended
 	}
-	s.first = f
+	f.drained = drainEntry{shard: s, place: s.free[last]}
+	s.free = s.free[:last]
+	s.flights[f.drained.place] = f
 	return s.ended
 }
 
@@ -48,15 +54,9 @@ func (d *drain) leave(f *Flight) {
 	}
 	e.shard.mu.Lock()
 	defer e.shard.mu.Unlock()
-	if e.prev != nil {
-		e.prev.drained.next = e.next
-	} else {
-		e.shard.first = e.next
-	}
-	if e.next != nil {
-		e.next.drained.prev = e.prev
-	}
-	*e = drainEntry{}
+	e.shard.flights[e.place] = nil
+	e.shard.free = append(e.shard.free, e.place)
+	e.shard = nil
 }
 
 // each calls f with every flight that runs, under the shard's lock.
@@ -64,8 +64,10 @@ func (d *drain) each(f func(*Flight)) {
 	for i := range d.shards {
 		s := &d.shards[i]
 		s.mu.Lock()
-		for x := s.first; x != nil; x = x.drained.next {
-			f(x)
+		for _, x := range s.flights {
+			if x != nil {
+				f(x)
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -76,6 +78,7 @@ func (d *drain) endWhere(match func(*Flight) bool, why *Failure) int {
 	var flights []*Flight
 	d.each(func(f *Flight) {
 		if match(f) {
+			f.drained.noted = true
 			flights = append(flights, f)
 		}
 	})
@@ -113,6 +116,7 @@ func (p *Proxy) NoteCalls(end *transport.Endpoint) (endThem func(why *Failure) i
 	moved := make(map[*Flight]int64)
 	p.drain.each(func(f *Flight) {
 		if f.on.Load() == end {
+			f.drained.noted = true
 			moved[f] = f.moved.Load()
 		}
 	})

@@ -48,6 +48,8 @@ type Flight struct {
 
 	p *Proxy
 	d Downstream
+	// recycler is told, once, if nobody will touch the flight any more.
+	recycler Recycler
 
 	mu      sync.Mutex // LOCKS: guards events and running only; it is never held while anything else is called
 	events  []event
@@ -59,9 +61,13 @@ type Flight struct {
 	moved atomic.Int64
 
 	drained drainEntry
+	timer   timer
 
-	// Everything below belongs to run.
+	progress
+}
 
+// progress is what belongs to run.
+type progress struct {
 	reader *h2.Conn // on whose reading goroutine run runs
 	phase  phase
 	result *Failure // why the call has no whole answer from the upstream
@@ -72,7 +78,6 @@ type Flight struct {
 	atts   [2]*attempt // that are under way
 	replay replay
 	answer answer
-	timer  timer
 	// contentType is the request's, for answers that the proxy makes.
 	contentType string
 	suspect     bool // may have ended a connection, or be about to
@@ -87,6 +92,7 @@ type Flight struct {
 // Serve begins the call. d hears of what comes of it. reader is the connection on whose reading goroutine this runs, if it is one.
 func (p *Proxy) Serve(f *Flight, d Downstream, reader *h2.Conn) {
 	f.p, f.d = p, d
+	f.recycler, _ = d.(Recycler)
 	f.replay.keep = true
 	f.push(&event{kind: evStart}, reader)
 }
@@ -180,7 +186,8 @@ func (f *Flight) run(e *event, reader *h2.Conn) {
 	for {
 		f.mu.Lock()
 		if len(f.events) == 0 {
-			if f.flushUp == nil && !f.flushDown {
+			done := f.d == nil
+			if f.flushUp == nil && !f.flushDown && (!done || f.recycler == nil) {
 				f.events, f.spare = nil, nil
 				f.running = false
 				f.mu.Unlock()
@@ -188,6 +195,9 @@ func (f *Flight) run(e *event, reader *h2.Conn) {
 			}
 			f.mu.Unlock()
 			f.flush()
+			if done && f.recycle() {
+				return
+			}
 			continue
 		}
 		events := f.events

@@ -76,7 +76,7 @@ type Health interface {
 
 // Observer is told of calls.
 type Observer interface {
-	// Over is called once for each call, when its Result is final.
+	// Over is called once for each call, when its Result is final. c is the next call's on return.
 	Over(c *call.Call)
 }
 

@@ -37,6 +37,8 @@ type simFlight struct {
 	pushes sync.Mutex             // is held while the client sends
 
 	cmu      sync.Mutex
+	acts     int  // of the client's side that go on
+	recycled bool // nobody has the flight any more, or so it was said
 	request  []byte
 	pushed   int // of it, given to the flight
 	ended    bool
@@ -89,6 +91,34 @@ func (f *simFlight) done() bool {
 
 // The script acts for the client.
 
+// act does something on the client's side, unless that has the flight no more.
+func (f *simFlight) act(do func()) {
+	f.cmu.Lock()
+	gone := f.recycled
+	if !gone {
+		f.acts++
+	}
+	f.cmu.Unlock()
+	if gone {
+		return
+	}
+	do()
+	f.cmu.Lock()
+	f.acts--
+	f.cmu.Unlock()
+}
+
+// Recycle implements Recycler.
+func (d simDownstream) Recycle() {
+	f := d.f
+	f.cmu.Lock()
+	defer f.cmu.Unlock()
+	if f.dones != 1 || f.ends != 1 || f.resets > 0 || f.recycled {
+		f.w.errorf("flight %d: recycled after %d Done, %d ends and %d resets (before: %t)", f.id, f.dones, f.ends, f.resets, f.recycled)
+	}
+	f.recycled = true
+}
+
 // push sends up to n bytes of the request, as far as its window allows, with its end if that is reached then.
 func (f *simFlight) push(n int, end bool) {
 	if !f.pushes.TryLock() {
@@ -106,7 +136,7 @@ func (f *simFlight) push(n int, end bool) {
 	f.ended = end
 	f.cmu.Unlock()
 	if n > 0 || end {
-		f.Data(p, end, nil)
+		f.act(func() { f.Data(p, end, nil) })
 		clear(p) // it was lent
 	}
 }
@@ -123,7 +153,7 @@ func (f *simFlight) allow(n int) {
 	f.blocked = f.blocked && !tell
 	f.cmu.Unlock()
 	if tell {
-		f.Writable()
+		f.act(f.Writable)
 	}
 }
 
@@ -133,7 +163,7 @@ func (f *simFlight) tellSent(n int) {
 	f.unsent -= n
 	f.cmu.Unlock()
 	if n > 0 {
-		f.Sent(n)
+		f.act(func() { f.Sent(n) })
 	}
 }
 
@@ -263,6 +293,16 @@ func (w *simWorld) start(size, window int, deadline time.Duration, mode sentMode
 	w.mu.Lock()
 	f := &simFlight{w: w, id: len(w.flights), window: window, mode: mode, room: room}
 	f.request = messages(uint32(f.id)+99, size)
+	f.describe(deadline)
+	w.flights = append(w.flights, f)
+	w.mu.Unlock()
+	w.p.Serve(&f.Flight, simDownstream{f}, nil)
+	f.served = true
+	return f
+}
+
+// describe says what the call is.
+func (f *simFlight) describe(deadline time.Duration) {
 	f.Call.Path, f.Call.URI, f.Call.Authority = "/s/m", "/s/m", "test"
 	f.Call.ClientIP = netip.AddrFrom4([4]byte{10, 0, 0, byte(f.id % 2)})
 	f.Request.Path = "/s/m"
@@ -270,9 +310,4 @@ func (w *simWorld) start(size, window int, deadline time.Duration, mode sentMode
 	if deadline > 0 {
 		f.Request.Fields = append(f.Request.Fields, h2.Field{Name: "grpc-timeout", Value: strconv.FormatInt(deadline.Milliseconds(), 10) + "m"})
 	}
-	w.flights = append(w.flights, f)
-	w.mu.Unlock()
-	w.p.Serve(&f.Flight, simDownstream{f}, nil)
-	f.served = true
-	return f
 }

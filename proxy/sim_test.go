@@ -175,10 +175,10 @@ func (w *simWorld) move(tp *tape, f *simFlight, s *simStream, op int) {
 		}
 	case op == 16:
 		w.note("flight %d: the client resets it", f.id)
-		f.Abandon(ClientGone(), nil)
+		f.act(func() { f.Abandon(ClientGone(), nil) })
 	case op == 17:
 		w.note("flight %d: cut", f.id)
-		f.Cut(Fail(14, ReasonReload, "cut"))
+		f.act(func() { f.Cut(Fail(14, ReasonReload, "cut")) })
 	case op < 22:
 		n := tp.size()
 		w.note("flight %d: takes %d more", f.id, n)

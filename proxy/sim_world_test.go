@@ -333,11 +333,16 @@ func inside(p any, field, lock string) int64 {
 func (w *simWorld) checkFlight(f *simFlight) {
 	f.mu.Lock() // nobody holds it while a flight runs, but everything that belongs to run is read in its order then
 	defer f.mu.Unlock()
-	if f.running || len(f.events) > 0 {
-		w.errorf("flight %d: runs (%t) with %d events, and nothing moves", f.id, f.running, len(f.events))
-	}
 	f.cmu.Lock()
 	defer f.cmu.Unlock()
+	if f.running != f.recycled {
+		w.errorf("flight %d: runs (%t), recycled %t, and nothing moves", f.id, f.running, f.recycled)
+	}
+	for _, e := range f.events {
+		if !f.recycled || !e.kind.clients() {
+			w.errorf("flight %d: event %d came, recycled %t, and nobody handles it", f.id, e.kind, f.recycled)
+		}
+	}
 	if f.busy.Load() {
 		w.errorf("flight %d: a method of Downstream blocks", f.id)
 	}
@@ -398,6 +403,9 @@ func (w *simWorld) checkFlight(f *simFlight) {
 		w.errorf("flight %d: %d bytes have not left, it thinks %d", f.id, f.unsent, n)
 	}
 }
+
+// clients tells the events of the client's side. That looks after itself: it does not take a flight back while it has something to say.
+func (k eventKind) clients() bool { return k >= evData && k <= evAbandon }
 
 // checkAnswer checks what the client has got.
 func (f *simFlight) checkAnswer() {
@@ -571,6 +579,10 @@ func (w *simWorld) stale(f *simFlight) {
 func (w *simWorld) hedge(f *simFlight) {
 	w.quiet()
 	f.mu.Lock()
+	if f.phase == over {
+		f.mu.Unlock()
+		return
+	}
 	f.running = true
 	f.mu.Unlock()
 	if a := f.atts[0]; f.phase == sending && a != nil && f.atts[1] == nil && f.replay.keep {

@@ -11,6 +11,8 @@ import (
 type timer struct {
 	t  *time.Timer
 	at time.Time // when it fires; zero if it does not
+	// loose: it may have fired, and the flight has not heard of it.
+	loose bool
 
 	end     time.Time // of the call, by its deadline or stream_timeout
 	idle    time.Time // the next look at whether anything has moved
@@ -24,9 +26,10 @@ type timer struct {
 }
 
 func (t *timer) stop() {
-	if t.t != nil {
-		t.t.Stop()
+	if t.t != nil && !t.t.Stop() && !t.at.IsZero() {
+		t.loose = true
 	}
+	t.at = time.Time{}
 }
 
 // startTimer sets the timer for what bounds the whole call.
@@ -59,8 +62,8 @@ func (f *Flight) arm() {
 		return
 	case t.t == nil:
 		t.t = time.AfterFunc(time.Until(next), func() { f.push(&event{kind: evTick}, nil) })
-	default:
-		t.t.Reset(time.Until(next))
+	case !t.t.Reset(time.Until(next)) && !t.at.IsZero():
+		t.loose = true
 	}
 	t.at = next
 }

@@ -41,7 +41,7 @@ type Picker interface {
 
 // PickInfo is what a picker may look at.
 type PickInfo struct {
-	// Call is the RPC. It may be nil in tests of policies that do not look at it.
+	// Call is the RPC. A picker must not keep it. It may be nil in tests of policies that do not look at it.
 	Call *call.Call
 	// Tried holds the indexes of the endpoints that this call has been tried on.
 	Tried []int

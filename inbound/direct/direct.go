@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddygrpc/caddy-grpc-proxy/call"
@@ -80,11 +81,32 @@ type Stream struct {
 	proxy.Flight
 	s        *h2.Stream
 	metadata []h2.Field // as the client has sent it
+	fields   []h2.Field // what metadata and the request's fields are in
+}
+
+// streams are used again: see proxy.Recycler.
+var streams = sync.Pool{New: func() any { return new(Stream) }}
+
+// maxKept is how many fields a stream keeps room for.
+const maxKept = 64
+
+// Recycle implements proxy.Recycler.
+func (st *Stream) Recycle() {
+	if !st.s.Release() {
+		return
+	}
+	st.Flight.Reset()
+	st.s, st.metadata = nil, nil
+	if clear(st.fields); cap(st.fields) > maxKept {
+		st.fields = nil
+	}
+	streams.Put(st)
 }
 
 // accept begins the call that a stream's head describes, and returns what receives the rest.
 func (c *client) accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
-	st := &Stream{s: s}
+	st := streams.Get().(*Stream)
+	st.s = s
 	if !st.describe(c, fields) {
 		// "If Content-Type does not begin with "application/grpc", gRPC servers SHOULD respond with HTTP status of 415".
 		_ = s.WriteHeaders([]h2.Field{{Name: ":status", Value: "415"}}, true)
@@ -97,6 +119,9 @@ func (c *client) accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
 	return st
 }
 
+// moreFields are what the next hop is told of the client (proxy.Forwarded).
+const moreFields = 4
+
 // describe fills in what is known of the call. It returns false if the request is not gRPC.
 func (st *Stream) describe(from *client, fields []h2.Field) bool {
 	c := &st.Call
@@ -108,7 +133,10 @@ func (st *Stream) describe(from *client, fields []h2.Field) bool {
 		types, timeouts     int
 		others              []h2.Field // but what fwd has taken; nil as long as it has taken nothing
 	)
-	regular := make([]h2.Field, 0, len(fields)+4)
+	if need := len(fields) + moreFields; cap(st.fields) < need {
+		st.fields = make([]h2.Field, 0, need)
+	}
+	regular := st.fields[:0]
 	for _, f := range fields {
 		switch f.Name {
 		case ":method":
@@ -139,7 +167,7 @@ func (st *Stream) describe(from *client, fields []h2.Field) bool {
 		}
 		taken := fwd.Take(f.Name, f.Value)
 		if taken && others == nil {
-			others = append(make([]h2.Field, 0, len(fields)+4), regular...)
+			others = append(make([]h2.Field, 0, len(fields)+moreFields), regular...)
 		}
 		regular = append(regular, f)
 		if others != nil && !taken {
@@ -152,11 +180,13 @@ func (st *Stream) describe(from *client, fields []h2.Field) bool {
 	if fwd.Proto != "" {
 		fwd.Host = c.Authority
 	}
-	st.metadata = regular
-	if others == nil {
-		others = regular
+	st.metadata, st.fields = regular, regular
+	if others != nil {
+		st.Request.Fields = fwd.AppendTo(others)
+	} else {
+		st.Request.Fields = fwd.AppendTo(regular)
+		st.fields = st.Request.Fields // the same, and more
 	}
-	st.Request.Fields = fwd.AppendTo(others)
 	st.Request.Path = proxy.LegalPath(c.URI)
 	c.Path = decoded(st.Request.Path)
 	c.Metadata = st
@@ -251,5 +281,6 @@ var (
 	_ h2.Receiver      = (*Stream)(nil)
 	_ h2.WriteReadier  = (*Stream)(nil)
 	_ proxy.Downstream = (*Stream)(nil)
+	_ proxy.Recycler   = (*Stream)(nil)
 	_ call.Metadata    = (*Stream)(nil)
 )
