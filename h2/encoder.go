@@ -13,7 +13,8 @@ import (
 //
 // The dynamic table is a list of entries with rising sequence numbers; byPair and byName map a hash to the newest
 // sequence number with it. A collision forgets an entry, which costs bytes but never correctness, since an entry is
-// compared before it is used.
+// compared before it is used. Nearly all fields were sent a moment ago with the same strings, which are compared by their
+// addresses then: recent finds those.
 type encoder struct {
 	ents        []encEntry // entries first..next, entry i at ents[i%len(ents)]
 	first, next uint64
@@ -22,6 +23,7 @@ type encoder struct {
 	update      bool   // a table size update is due
 	byPair      [128]uint64
 	byName      [64]uint64
+	recent      [32]uint64 // by a hash that costs hardly anything, and misses more
 }
 
 type encEntry struct{ name, value string }
@@ -72,8 +74,38 @@ func (e *encoder) evict(room uint32) {
 	}
 }
 
+// at is the entry with a sequence number, if it has not been evicted and is this field.
+func (e *encoder) at(seq uint64, f *Field) bool {
+	if seq < e.first || seq >= e.next {
+		return false
+	}
+	ent := &e.ents[seq%uint64(len(e.ents))]
+	return ent.name == f.Name && ent.value == f.Value
+}
+
+// recentOf is a field's place among the recent ones.
+func recentOf(f *Field) uint {
+	n, v := uint(len(f.Name)), uint(len(f.Value))
+	h := 5*n + 3*v
+	if n > 0 {
+		h += uint(f.Name[n-1])
+	}
+	if v > 0 {
+		h += uint(f.Value[v-1]) + 7*uint(f.Value[v/2])
+	}
+	return h % 32
+}
+
 // field appends one field, without blanks around its value (see trimValue).
 func (e *encoder) field(dst []byte, f Field) []byte {
+	if seq := e.recent[recentOf(&f)]; !f.Sensitive && e.at(seq, &f) {
+		return appendInt(dst, 0x80, 7, e.index(seq))
+	}
+	return e.fresh(dst, f)
+}
+
+// fresh appends a field that was not sent a moment ago.
+func (e *encoder) fresh(dst []byte, f Field) []byte {
 	f.Value = trimValue(f.Value)
 	if i := staticPair(f.Name, f.Value); i != 0 && !f.Sensitive {
 		return append(dst, 0x80|i)
@@ -98,10 +130,9 @@ func (e *encoder) field(dst []byte, f Field) []byte {
 	}
 	hn := maphash.String(encSeed, f.Name)
 	pair := (hn*31 + maphash.String(encSeed, f.Value)) % uint64(len(e.byPair))
-	if seq := e.byPair[pair]; seq >= e.first && seq < e.next {
-		if ent := &e.ents[seq%uint64(len(e.ents))]; ent.name == f.Name && ent.value == f.Value {
-			return appendInt(dst, 0x80, 7, e.index(seq))
-		}
+	if seq := e.byPair[pair]; e.at(seq, &f) {
+		e.recent[recentOf(&f)] = seq
+		return appendInt(dst, 0x80, 7, e.index(seq))
 	}
 	dst = e.name(dst, f.Name, 0x40, 6)
 	dst = appendString(dst, f.Value)
@@ -120,7 +151,7 @@ func (e *encoder) add(f Field, size uint32, pair, name uint64) {
 	}
 	// The strings may be parts of a large buffer; the table lives as long as the connection.
 	e.ents[e.next%uint64(len(e.ents))] = encEntry{strings.Clone(f.Name), strings.Clone(f.Value)}
-	e.byPair[pair], e.byName[name] = e.next, e.next
+	e.byPair[pair], e.byName[name], e.recent[recentOf(&f)] = e.next, e.next, e.next
 	e.size += size
 	e.next++
 }

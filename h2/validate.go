@@ -100,7 +100,7 @@ func (h *headInfo) regular(f *Field) string {
 			h.crumbs++
 		}
 	case 2:
-		if f.Name == "te" && !strings.EqualFold(f.Value, "trailers") {
+		if f.Name == "te" && f.Value != "trailers" && !strings.EqualFold(f.Value, "trailers") {
 			return "te other than trailers"
 		}
 	case 7, 10, 16, 17:
@@ -186,7 +186,7 @@ func checkRequest(fields []Field) headInfo {
 	case path[0] != '/' && (path != "*" || method != "OPTIONS"):
 		// RFC 9113 section 8.3.1: the path starts with "/", but for an OPTIONS request that has none.
 		h.malformed = ":path that does not begin with a slash"
-	case seen&mAuthority != 0 && seen&mHost != 0 && !strings.EqualFold(host, authority):
+	case seen&mAuthority != 0 && seen&mHost != 0 && host != authority && !strings.EqualFold(host, authority):
 		// RFC 9113 section 8.3.1 lets a server treat it as malformed; routing and strict SNI depend on one name.
 		h.malformed = "host differs from :authority"
 	}

@@ -14,16 +14,20 @@ func LegalPath(p string) string {
 	return p
 }
 
-// mustEscape tells bytes that RFC 3986 allows in neither path nor query. Brackets are not among them, as in net/url.
-func mustEscape(p string, i int) bool {
-	switch c := p[i]; c {
-	case '"', '#', '<', '>', '\\', '^', '`', '{', '|', '}':
-		return true
-	case '%':
-		return i+2 >= len(p) || !isHex(p[i+1]) || !isHex(p[i+2])
-	default:
-		return c <= ' ' || c >= 0x7f
+// legalBytes are those that RFC 3986 allows in path or query, but for the percent sign. Brackets are among them, as in net/url.
+var legalBytes = func() (t [256]bool) {
+	for c := '!'; c < 0x7f; c++ {
+		t[c] = !strings.ContainsRune("\"#<>\\^`{|}%", c)
 	}
+	return t
+}()
+
+// mustEscape tells bytes that are not legal, or a percent sign that does not begin an escape.
+func mustEscape(p string, i int) bool {
+	if legalBytes[p[i]] {
+		return false
+	}
+	return p[i] != '%' || i+2 >= len(p) || !isHex(p[i+1]) || !isHex(p[i+2])
 }
 
 func isHex(c byte) bool { return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f' }
