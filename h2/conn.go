@@ -44,6 +44,7 @@ type Conn struct {
 	streams   map[uint32]*Stream
 	lingering int      // server: calls that are not done though their streams are over
 	nextID    uint32   // client: the next stream's identifier. server: one above the highest the peer has used
+	skipped   bool     // server: the peer has left identifiers out
 	draining  bool     // no new streams
 	full      bool     // no new streams until most of what waits for the socket has left
 	recent    []uint32 // streams we have reset (stray.go)

@@ -181,7 +181,7 @@ func (c *Conn) onFields(id uint32, end bool) *Error {
 	case s == nil:
 		defer c.unlock()
 		if !c.client && !c.idleLocked(id) && !c.resetByUsLocked(id) {
-			return violation(StreamClosed, "HEADERS on a closed stream")
+			return c.outOfTurnLocked()
 		}
 		return c.strayLocked(id, 0, "HEADERS")
 	case s.recvEnd:
@@ -264,6 +264,7 @@ func (c *Conn) onTrailers(s *Stream, end bool) *Error {
 // onRequest handles a request head. It is called with mu held and releases it.
 func (c *Conn) onRequest(id uint32, end bool) *Error {
 	fields := c.in.fields
+	c.skipped = c.skipped || id > c.nextID|1
 	c.nextID = id + 1
 	if c.refusedLocked(id) {
 		c.stats.Ignored++ // RFC 9113 section 6.8: above the last identifier of our GOAWAY

@@ -160,10 +160,20 @@ func serverAgainst(t *testing.T, cfg Config, accept func(*Stream, []Field, bool)
 // serve listens with engines in the server role.
 func serve(t testing.TB, cfg Config, accept func(*Stream, []Field, bool) Receiver) (addr string, conns chan *Conn) {
 	t.Helper()
+	return serveOn(t, listen(t), cfg, accept)
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+func serveOn(t testing.TB, l net.Listener, cfg Config, accept func(*Stream, []Field, bool) Receiver) (addr string, conns chan *Conn) {
+	t.Helper()
 	conns = make(chan *Conn, 100)
 	var all []*Conn
 	var wg sync.WaitGroup

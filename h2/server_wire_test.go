@@ -290,7 +290,7 @@ func TestServerConnectionErrors(t *testing.T) {
 		"lower stream, never used": {func(p *wiretest.Conn) {
 			p.WriteHeaders(5, wiretest.Request("a", "/"), true)
 			p.WriteHeaders(3, wiretest.Request("a", "/"), true)
-		}, http2.ErrCodeStreamClosed},
+		}, http2.ErrCodeProtocol},
 		"initial window makes a window overflow": {func(p *wiretest.Conn) {
 			p.WriteHeaders(1, wiretest.Request("a", "/"), false)
 			p.WriteWindowUpdate(1, 1<<31-1-65535)

@@ -115,6 +115,14 @@ func (c *Conn) tightenLocked() {
 	}
 }
 
+// Short tells whether most of the peer's window of the connection is used up now, be it for a moment only: what is sent there shares
+// what is left.
+func (c *Conn) Short() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shortLocked()
+}
+
 // Tight tells whether most of the peer's window of the connection has been used up for half a second, and nothing of it given
 // back: readers of some streams have stopped. There is something left for others, but a connection without such streams
 // suits them better. When hardly anything is left, no streams can be opened (see Available).

@@ -134,13 +134,16 @@ func TestTightWindow(t *testing.T) {
 		OnNearlyFull: func(*Conn) { nearly.Add(1) }, OnCapacity: func(*Conn) { capacity.Add(1) },
 	}, wiretest.Options{HoldWindows: true, Settings: initialWindow(1 << 20).Settings})
 	<-c.Ready()
+	if c.Short() {
+		t.Error("short at once")
+	}
 	r := newRecorder(t)
 	s := mustOpen(t, c, false, r)
 	if n := took(t, s, 1<<20); n != 65535*8/9 {
 		t.Errorf("took %d", n)
 	}
-	if c.Tight() || c.Available() == 0 {
-		t.Error("tight at once")
+	if !c.Short() || c.Tight() || c.Available() == 0 {
+		t.Error("not short, or tight at once")
 	}
 	until(t, "tight", c.Tight)
 	until(t, "told", func() bool { return nearly.Load() == 1 })
@@ -161,7 +164,7 @@ func TestTightWindow(t *testing.T) {
 	p.WriteWindowUpdate(0, 65535)
 	r.want("ready")
 	until(t, "told", func() bool { return capacity.Load() > before })
-	if c.Tight() || c.Available() == 0 {
+	if c.Short() || c.Tight() || c.Available() == 0 {
 		t.Error("still tight")
 	}
 	// A window that is short but moves is not tight.

@@ -52,6 +52,18 @@ func (c *Conn) strayLocked(id uint32, size int64, what string) *Error {
 	return nil
 }
 
+// outOfTurnLocked is the error of HEADERS on a stream that is over, or that the client has left out. Of the latter RFC
+// 9113 section 5.1.1 says: "An endpoint that receives an unexpected stream identifier MUST respond with a connection error
+// (Section 5.4.1) of type PROTOCOL_ERROR." Of the former section 5.1: "An endpoint MAY treat receipt of any other type of frame on
+// a closed stream as a connection error (Section 5.4.1) of type STREAM_CLOSED". Streams that are over are not remembered, so where
+// identifiers were left out it may be either, and the MUST goes first.
+func (c *Conn) outOfTurnLocked() *Error {
+	if c.skipped {
+		return violation(ProtocolError, "HEADERS on a stream below the last one")
+	}
+	return violation(StreamClosed, "HEADERS on a closed stream")
+}
+
 // refusedLocked tells whether a stream is above the last identifier of our GOAWAY, so that all its frames are ignored.
 func (c *Conn) refusedLocked(id uint32) bool { return !c.client && id&1 == 1 && id > c.goAwayOut }
 

@@ -56,7 +56,8 @@ func (s *Stream) Closed() bool {
 	return s.closed
 }
 
-// Err says why the stream is over; nil while it is open and when both sides ended in order.
+// Err says why the stream is over; nil while it is open and when both sides ended in order, unless what its receiver held was given up
+// afterwards (KindMemory).
 func (s *Stream) Err() *Error {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
