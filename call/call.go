@@ -26,8 +26,8 @@ type Placeholders interface {
 	ReplaceAll(input, empty string) string
 }
 
-// Call is one RPC from one client. Policies, rules and observers may keep what its fields say, but not the Call itself: its memory is
-// used again for another one.
+// Call is one RPC from one client. Policies, rules and observers may keep its strings, but neither the Call itself nor its Metadata: their
+// memory is used again for another one.
 type Call struct {
 	// Service and Method are the parts of the path "/{Service}/{Method}". Service may contain dots and, rarely,
 	// slashes; Method contains none.

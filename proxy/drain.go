@@ -54,10 +54,16 @@ func (d *drain) leave(f *Flight) {
 	}
 	e.shard.mu.Lock()
 	defer e.shard.mu.Unlock()
-	e.shard.flights[e.place] = nil
-	e.shard.free = append(e.shard.free, e.place)
+	s := e.shard
 	e.shard = nil
+	s.flights[e.place] = nil
+	if s.free = append(s.free, e.place); len(s.free) == len(s.flights) && len(s.free) > keptPlaces {
+		s.flights, s.free = nil, nil
+	}
 }
+
+// keptPlaces is how many places a shard keeps when nobody is there: who looks for flights looks at all of them.
+const keptPlaces = 256
 
 // each calls f with every flight that runs, under the shard's lock.
 func (d *drain) each(f func(*Flight)) {

@@ -57,8 +57,8 @@ type Config struct {
 
 // Rules change a call's metadata on the way. They may panic: the call ends then.
 type Rules interface {
-	// Request returns the request's fields, without pseudo-header fields, and :authority as the upstream is to get them. It must not change
-	// fields. It is asked for each attempt, when Result names its endpoint.
+	// Request returns the request's fields, without pseudo-header fields, and :authority as the upstream is to get them. It must neither
+	// change nor keep fields. It is asked for each attempt, when Result names its endpoint.
 	Request(c *call.Call, fields []h2.Field, authority string) ([]h2.Field, string)
 	// Response returns the fields of the response head as the client is to get them. It may change fields.
 	Response(c *call.Call, fields []h2.Field) []h2.Field

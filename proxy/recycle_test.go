@@ -167,3 +167,22 @@ func (w *simWorld) again(f *simFlight, deadline time.Duration) {
 	w.p.Serve(&f.Flight, simDownstream{f}, nil)
 	w.settle()
 }
+
+// The registry of flights is small again after a crowd.
+func TestRegistryShrinks(t *testing.T) {
+	var d drain
+	flights := make([]Flight, 20*drainShards*keptPlaces)
+	for i := range flights {
+		if why := d.enter(&flights[i]); why != nil {
+			t.Fatal(why)
+		}
+	}
+	for i := range flights {
+		d.leave(&flights[i])
+	}
+	for i := range d.shards {
+		if n := len(d.shards[i].flights) + len(d.shards[i].free); n > 2*keptPlaces {
+			t.Errorf("shard %d keeps %d places", i, n)
+		}
+	}
+}
