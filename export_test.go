@@ -6,5 +6,5 @@ import "github.com/caddygrpc/caddy-grpc-proxy/inbound/direct"
 func Direct() *direct.Handler {
 	current, _, _ := running.look(nil)
 	h := current[len(current)-1]
-	return &direct.Handler{Proxy: h.proxy, Trusted: h.trusted}
+	return &h.direct
 }

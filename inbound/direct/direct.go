@@ -29,7 +29,12 @@ type Handler struct {
 // Serve serves a client's connection, on which HTTP/2 begins (after the TLS handshake, if any). A request that is not gRPC is answered
 // as gRPC's PROTOCOL-HTTP2.md has it.
 func (h *Handler) Serve(nc net.Conn, cfg h2.Config) *h2.Conn {
-	c := &client{proxy: h.Proxy, trusted: h.Trusted, forwarded: proxy.Forwarded{Via: "2.0 Caddy"}}
+	return h2.Server(nc, cfg, h.Client(nc).Accept)
+}
+
+// Client is who has a connection, for the calls that come on it.
+func (h *Handler) Client(nc net.Conn) *Client {
+	c := &Client{proxy: h.Proxy, trusted: h.Trusted, forwarded: proxy.Forwarded{Via: "2.0 Caddy"}}
 	if tc, ok := nc.(interface{ ConnectionState() tls.ConnectionState }); ok {
 		state := tc.ConnectionState()
 		c.tls = &state
@@ -42,11 +47,11 @@ func (h *Handler) Serve(nc net.Conn, cfg h2.Config) *h2.Conn {
 		}
 		c.forwarded.Trusted = c.trusts(ip)
 	}
-	return h2.Server(nc, cfg, c.accept)
+	return c
 }
 
-// client is what the calls of one connection have in common.
-type client struct {
+// Client is what the calls of one connection have in common.
+type Client struct {
 	proxy     *proxy.Proxy
 	trusted   []netip.Prefix
 	peer      netip.AddrPort
@@ -54,12 +59,12 @@ type client struct {
 	forwarded proxy.Forwarded // without what the calls say
 }
 
-func (c *client) trusts(ip netip.Addr) bool {
+func (c *Client) trusts(ip netip.Addr) bool {
 	return slices.ContainsFunc(c.trusted, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // clientIP is the last address before the trusted proxies, by what the first of these says and the next ones have added.
-func (c *client) clientIP(forwardedFor []string) netip.Addr {
+func (c *Client) clientIP(forwardedFor []string) netip.Addr {
 	ip := c.peer.Addr()
 	for _, line := range slices.Backward(forwardedFor) {
 		list := strings.Split(line, ",")
@@ -103,8 +108,8 @@ func (st *Stream) Recycle() {
 	streams.Put(st)
 }
 
-// accept begins the call that a stream's head describes, and returns what receives the rest.
-func (c *client) accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
+// Accept begins the call that a stream's head describes, and returns what receives the rest. It is what h2.Server wants.
+func (c *Client) Accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
 	st := streams.Get().(*Stream)
 	st.s = s
 	if !st.describe(c, fields) {
@@ -123,7 +128,7 @@ func (c *client) accept(s *h2.Stream, fields []h2.Field, end bool) h2.Receiver {
 const moreFields = 4
 
 // describe fills in what is known of the call. It returns false if the request is not gRPC.
-func (st *Stream) describe(from *client, fields []h2.Field) bool {
+func (st *Stream) describe(from *Client, fields []h2.Field) bool {
 	c := &st.Call
 	c.Start = time.Now()
 	c.Peer, c.ClientIP, c.TLS = from.peer, from.peer.Addr(), from.tls

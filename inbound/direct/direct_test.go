@@ -28,7 +28,7 @@ func head(more ...string) []h2.Field {
 // Policies see the metadata as the client has sent it, the upstream what the proxy makes of it.
 func TestDescribe(t *testing.T) {
 	for _, trusted := range []bool{false, true} {
-		from := &client{
+		from := &Client{
 			peer:      netip.MustParseAddrPort("127.0.0.1:5000"),
 			forwarded: proxy.Forwarded{For: "127.0.0.1", Proto: "http", Via: "2.0 Caddy", Trusted: trusted},
 		}
@@ -71,7 +71,7 @@ func TestDescribe(t *testing.T) {
 
 // The client of a call that came through trusted proxies is the last one before them.
 func TestClientIP(t *testing.T) {
-	from := &client{peer: netip.MustParseAddrPort("10.0.0.1:5000"), trusted: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	from := &Client{peer: netip.MustParseAddrPort("10.0.0.1:5000"), trusted: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	for _, tt := range []struct {
 		said []string
 		want string
