@@ -50,6 +50,7 @@ http://:8080, say, for plaintext HTTP/2.`,
 			f.BoolP("access-log", "", false, "Write an access log")
 			f.BoolP("debug", "v", false, "Log verbosely")
 			cmd.RunE = caddycmd.WrapCommandFuncForCobra(cmdProxy)
+			cmd.AddCommand(routesCommand())
 		},
 	})
 }
@@ -86,7 +87,10 @@ func commandConfig(fl caddycmd.Flags) (*caddy.Config, error) {
 	if from.Host != "" {
 		route.MatcherSetsRaw = []caddy.ModuleMap{{"host": caddyconfig.JSON(caddyhttp.MatchHost{from.Host}, nil)}}
 	}
-	server := &caddyhttp.Server{Routes: caddyhttp.RouteList{route}, Listen: []string{":" + from.Port}}
+	server := &caddyhttp.Server{
+		Routes: caddyhttp.RouteList{route}, Listen: []string{":" + from.Port},
+		ListenerWrappersRaw: []json.RawMessage{json.RawMessage(`{"wrapper":"grpc_relay"}`)},
+	}
 	if fl.Bool("access-log") {
 		server.Logs = new(caddyhttp.ServerLogConfig)
 	}

@@ -139,6 +139,35 @@ var webOnly = map[string]string{
 	"TestWireWriteTimeout":              "limits of the server",
 }
 
+// onHop are those of the other ones that are the same behind grpc_relay. TestWireGoneBeforeSent is not: what is reset at once does not come
+// as far as the server. TestWireClientWindows and TestWireRequestLengthOfHTTP3 do not concern it.
+var onHop = []func(*testing.T){
+	TestCancelledCallsAreForgotten,
+	TestMadeFieldsAreValid,
+	TestMaxConnsOfTwoHandlers,
+	TestPanicWhileOpening,
+	TestPanicWhileSending,
+	TestPanics,
+	TestRequestContextDeadline,
+	TestSchemeOfExceptedPort,
+	TestWireAccessLog,
+	TestWireAccessLogHeader,
+	TestWireHTTP1,
+	TestConnectionOptions,
+	TestWireHealthAnswer,
+	TestWireHealthFailures,
+	TestWireHealthPassesOn,
+	TestWireHealthWatch,
+	TestWireLostTrailers,
+	TestWireMatcherInCEL,
+	TestWireNamesBeforeTheHandler,
+	TestWireNamesInRespond,
+	TestWireNobodyTakesIt,
+	TestWireRespond,
+	TestWireServersOwnFields,
+	TestWireWriteTimeout,
+}
+
 // inDirect begins the names of tests that run on inbound/direct.
 const inDirect = "TestDirect/"
 
@@ -148,6 +177,19 @@ func onDirect(t *testing.T) bool { return strings.HasPrefix(t.Name(), inDirect) 
 // TestDirect runs the tests past Caddy's server.
 func TestDirect(t *testing.T) {
 	for _, test := range bothWays {
+		t.Run(nameOf(test), test)
+	}
+}
+
+// overHop begins the names of tests that run on Caddy's server behind grpc_relay.
+const overHop = "TestHop/"
+
+// isOverHop tells whether the test, or the row of its table, runs behind grpc_relay.
+func isOverHop(t *testing.T) bool { return strings.HasPrefix(t.Name(), overHop) }
+
+// TestHop runs the tests of both inbounds, and those that need Caddy's server, behind grpc_relay.
+func TestHop(t *testing.T) {
+	for _, test := range slices.Concat(bothWays, onHop) {
 		t.Run(nameOf(test), test)
 	}
 }

@@ -47,8 +47,11 @@ var mayImport = map[string][]string{
 	"proxy":          {"cluster", "upstream", "call", "grpcwire", "h2", "selection", "transport", "go.uber.org/zap"},
 	"inbound/web":    {"proxy", "call", "grpcwire", "h2", caddyModule, "go.uber.org/zap"},
 	"inbound/direct": {"proxy", "call", "grpcwire", "h2"},
+	"inbound/hop":    {"h2"},
+	"inbound/listen": {"inbound/direct", "inbound/hop", "h2", "go.uber.org/zap"},
+	"inbound/route":  {"inbound/direct", caddyModule},
 	"": {
-		"proxy", "inbound/web", "cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
+		"proxy", "inbound/web", "inbound/direct", "inbound/listen", "inbound/route", "cluster", "discovery", "healthcheck", "orca", "upstream", "call", "grpcwire", "h2", "selection", "transport", caddyModule, "go.uber.org/zap",
 		"github.com/dustin/go-humanize", "github.com/spf13/cobra", "cel.dev/cel-go",
 	},
 	"cmd/caddy": {"", caddyModule, grpcModule, "golang.org/x/term"},

@@ -17,6 +17,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/cluster"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/direct"
 	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
 	"github.com/caddygrpc/caddy-grpc-proxy/selection"
@@ -144,7 +145,10 @@ type Handler struct {
 	app     *App
 	proxy   *proxy.Proxy
 	web     web.Handler
-	events  events
+	direct  direct.Handler
+	// placeholders is one that calls need a request for.
+	placeholders string
+	events       events
 	// shutdown is done once, when the server shuts down.
 	shutdown sync.Once
 	// queueFull is the status for calls that find an upstream's queue full.
@@ -210,6 +214,7 @@ const (
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.ctx = ctx
 	h.logger = ctx.Logger()
+	h.placeholders = placeholderIn(h.LoadBalancing, h.Headers)
 	if h.ExitTimeout == 0 {
 		h.ExitTimeout = caddy.Duration(defaultExitTimeout)
 	}
@@ -333,6 +338,9 @@ func (h *Handler) watchServer(ctx caddy.Context) error {
 	srv.RegisterOnShutdown(h.onShutdown)
 	if len(srv.ExpectedUnderscoreHeaders) == 0 && len(srv.ExpectedDotHeaders) == 0 {
 		hintAtMetadataKeys(h.logger)
+	}
+	if _, ok := relayed.Load(srv); !ok {
+		hintAtRelay(h.logger)
 	}
 	if err := h.watchStart(ctx); err != nil {
 		return err

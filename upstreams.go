@@ -16,6 +16,7 @@ import (
 	"github.com/caddygrpc/caddy-grpc-proxy/discovery"
 	"github.com/caddygrpc/caddy-grpc-proxy/grpcwire"
 	"github.com/caddygrpc/caddy-grpc-proxy/healthcheck"
+	"github.com/caddygrpc/caddy-grpc-proxy/inbound/direct"
 	"github.com/caddygrpc/caddy-grpc-proxy/inbound/web"
 	"github.com/caddygrpc/caddy-grpc-proxy/orca"
 	"github.com/caddygrpc/caddy-grpc-proxy/proxy"
@@ -99,6 +100,7 @@ func (h *Handler) provisionProxy() {
 		ExposeUpstream: h.ExposeUpstream, Rules: newRules(h.Headers), Health: h.HealthChecks, Logger: h.logger, Level: h.logLevel(),
 	})
 	h.web = web.Handler{Proxy: h.proxy, Trusted: h.trusted, Logger: h.logger}
+	h.direct = direct.Handler{Proxy: h.proxy, Trusted: h.trusted}
 }
 
 // logLevel is that of failed calls.

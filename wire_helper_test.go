@@ -91,6 +91,10 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	if len(o.Trusted) > 0 {
 		o.Caddy.Servers += "\ntrusted_proxies static " + strings.Trim(fmt.Sprint(o.Trusted), "[]")
 	}
+	if isOverHop(t) {
+		o.Caddy.Servers += "\nlistener_wrappers {\n\tgrpc_relay\n}"
+		o.Caddy.Global += "\nmetrics" // so that no call is direct
+	}
 	r.Proxy = proxytest.Start(t, o.Caddy)
 	if r.H2C, r.TLS = r.Proxy.H2C, r.Proxy.TLS; onDirect(t) {
 		r.listenDirect(o)

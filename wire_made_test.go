@@ -101,6 +101,9 @@ func TestWireRequestLength(t *testing.T) {
 	message := wiretest.Message([]byte("request"))
 	logged := func(t *testing.T, before int, message string) {
 		t.Helper()
+		if isOverHop(t) && !strings.HasSuffix(t.Name(), "HTTP/1.1") {
+			return // the call is cancelled at the server
+		}
 		if onDirect(t) {
 			message = "the request's data does not add up to its content-length"
 		}
@@ -116,7 +119,7 @@ func TestWireRequestLength(t *testing.T) {
 	// PROTOCOL_ERROR: gRPC makes INTERNAL of both.
 	refused := func(c *rpc, want failure) {
 		r.t.Helper()
-		if !onDirect(t) {
+		if !onDirect(t) && !isOverHop(t) {
 			c.r.checkFailure(c.result(), want)
 		} else if code := c.client.ExpectReset(c.id); code != http2.ErrCodeProtocol {
 			t.Errorf("RST_STREAM(%v)", code)

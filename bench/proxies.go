@@ -23,12 +23,18 @@ type proxy struct {
 var proxies = map[string]proxy{
 	"grpc_proxy":    {version: caddyVersion, command: caddy(now, grpcProxy)},
 	"before":        {version: beforeVersion, command: caddy(before, grpcProxy)},
+	"relay":         {version: caddyVersion, command: caddy(now, grpcProxy, relay)},
+	"hop":           {version: caddyVersion, command: caddy(now, "encode gzip\n\t"+grpcProxy, relay)},
+	"encode":        {version: caddyVersion, command: caddy(now, "encode gzip\n\t"+grpcProxy)},
 	"reverse_proxy": {version: caddyVersion, command: caddy(now, "reverse_proxy %s {\n\t\tlb_policy round_robin\n\t}%.0s")},
 	"noop":          {version: caddyVersion, command: caddy(now, "respond 200%.0s%.0s")},
 	"nginx":         {version: debian("nginx", "-v"), command: nginx, workers: true},
 	"haproxy":       {version: debian("haproxy", "-v"), command: haproxy},
 	"core":          {version: coreVersion, command: core},
 }
+
+// relay is what stands in the servers' options for clients to be served directly, or, with encode in front, over the hop.
+const relay = "\t\tlistener_wrappers {\n\t\t\tgrpc_relay\n\t\t}\n"
 
 const grpcProxy = "grpc_proxy %s {\n\t\tlb_policy round_robin\n%s\t}"
 
@@ -61,7 +67,7 @@ func (b *bench) file(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-func caddy(binary func(*bench) string, directive string) func(b *bench, addr string) (*exec.Cmd, error) {
+func caddy(binary func(*bench) string, directive string, options ...string) func(b *bench, addr string) (*exec.Cmd, error) {
 	return func(b *bench, addr string) (*exec.Cmd, error) {
 		to := strings.Join(b.backends, " ")
 		if strings.HasPrefix(directive, "reverse_proxy") {
@@ -76,8 +82,8 @@ func caddy(binary func(*bench) string, directive string) func(b *bench, addr str
 			site, cert = "https://"+addr, fmt.Sprintf("\ttls %[1]s/cert.pem %[1]s/key.pem\n", b.dir)
 		}
 		path, err := b.file("Caddyfile", fmt.Sprintf(
-			"{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tlog default {\n\t\toutput discard\n\t}\n\tservers {\n\t\tprotocols h1 h2 h2c\n\t}\n}\n%s {\n%s%s\t%s\n}\n",
-			b.admin, site, log, cert, fmt.Sprintf(directive, to, b.block)))
+			"{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tlog default {\n\t\toutput discard\n\t}\n\tservers {\n\t\tprotocols h1 h2 h2c\n%s\t}\n}\n%s {\n%s%s\t%s\n}\n",
+			b.admin, strings.Join(options, ""), site, log, cert, fmt.Sprintf(directive, to, b.block)))
 		if err != nil {
 			return nil, err
 		}

@@ -44,6 +44,15 @@
 //	             drainShard.mu       the flights that run
 //	             cancels.mu          what clients have cancelled
 //	inbound/web  exchange.mu         what is queued for the writer; a deadline of the answer is set with it held
+//	inbound/hop  Hop.mu              the connections to the server → h2's Conn.mu of a stream that is opened
+//	             flow.mu             what one side of a stream has not taken yet → h2's Conn.mu
+//	             half.mu             the bytes in one direction of a pipe
+//	inbound/     hubs.mu             the addresses that there are → hub.mu
+//	listen       hub.mu              listeners and connections of an address → h2's Conn.mu of one that is new
+//	             Listener.mu         connections for the server
+//	             pending.mu          connections that have not said yet what they speak
+//	inbound/     Table.mu            where calls go
+//	route
 //	cluster      Cluster.mu          members, sources' lists, what views are made of
 //	                                 → lastList.mu, waiting.mu, and what transport and upstream have
 //	             waiting.mu          calls that wait for an endpoint
@@ -73,4 +82,5 @@
 //	             tlsFiles.mu         TLS files as they were read last
 //	             identityList.mu     names of transports
 //	             streamMemory.mu     limits of all handlers
+//	             Relay.mu            listeners of a server
 package proxy

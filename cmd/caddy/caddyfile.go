@@ -20,8 +20,8 @@ type site struct {
 	Dir              string // of everything that Caddy writes
 }
 
-// caddyfileTemplate serves both ports by one site block, whose only gRPC-specific part is grpc_proxy. The rest keeps
-// Caddy to itself: no admin API, nothing written outside one directory, no certificate in a trust store, no port
+// caddyfileTemplate serves both ports by one site block. Specific to gRPC are only grpc_proxy there and grpc_relay in front. The
+// rest keeps Caddy to itself: no admin API, nothing written outside one directory, no certificate in a trust store, no port
 // but the two, on loopback only. HTTP/3 is left out, since it would need a UDP port beside the TCP one.
 var caddyfileTemplate = template.Must(template.New("Caddyfile").Funcs(template.FuncMap{"path": quotePath}).Parse(`{
 	admin off
@@ -38,6 +38,9 @@ var caddyfileTemplate = template.Must(template.New("Caddyfile").Funcs(template.F
 	grace_period 500ms
 	servers {
 		protocols h1 h2 h2c
+		listener_wrappers {
+			grpc_relay
+		}
 	}
 }
 
