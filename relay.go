@@ -148,7 +148,7 @@ func (r *Relay) Provision(ctx caddy.Context) error {
 	srv.RegisterOnStop(func(ctx context.Context) error {
 		r.each((*listen.Listener).Leave) // their configuration is taken apart next, whether Caddy has closed them yet or not
 		if caddy.Exiting() {
-			r.each(func(l *listen.Listener) { l.Drain(ctx, partingTime) })
+			r.each(func(l *listen.Listener) { l.Drain(ctx, partingTime, r.busy) })
 		}
 		return nil
 	})
@@ -166,6 +166,21 @@ func (r *Relay) Cleanup() error {
 
 // partingTime is how long clients have, when Caddy exits and their last streams have ended, to take leave.
 const partingTime = time.Second
+
+// busy tells whether calls run that grpc_proxy ends itself when their time is over.
+func (r *Relay) busy() bool {
+	if outlasting.Load() > 0 {
+		return true
+	}
+	app, err := r.ctx.AppIfConfigured(appName)
+	if err != nil {
+		return false
+	}
+	running.mu.Lock()
+	proxies := app.(*App).proxies
+	running.mu.Unlock()
+	return slices.ContainsFunc(proxies, func(h *Handler) bool { return h.proxy.Running() > 0 })
+}
 
 // checkOrder refuses the wrapper in front of TLS, where it could read nothing.
 func (*Relay) checkOrder(wrappers []json.RawMessage) error {

@@ -264,18 +264,12 @@ func (p *prefixed) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// Drain ends the connections on the listener's address in order. It waits until their streams have ended, and then for parting until all
-// have closed, both as long as ctx lasts. Then it ends what is left.
-func (l *Listener) Drain(ctx context.Context, parting time.Duration) {
+// Drain ends the connections on the listener's address in order. It waits until their streams have ended, as long as some are busy, which is
+// the caller's to know, or something still goes to clients; and then for parting until all have closed. Neither lasts longer than ctx. Then
+// it ends what is left.
+func (l *Listener) Drain(ctx context.Context, parting time.Duration, busy func() bool) {
 	l.hub.shutdown()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
-	for l.hub.streams() > 0 && ctx.Err() == nil {
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-		}
-	}
+	l.hub.waitForStreams(ctx, parting, busy)
 	ctx, cancel := context.WithTimeout(ctx, parting)
 	defer cancel()
 	for conns := l.hub.all(); len(conns) > 0; conns = l.hub.all() { // a handshake may just have ended
@@ -291,14 +285,38 @@ func (l *Listener) Drain(ctx context.Context, parting time.Duration) {
 	}
 }
 
+// waitForStreams gives up when nothing has moved for stall.
+func (h *hub) waitForStreams(ctx context.Context, stall time.Duration, busy func() bool) {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	moved, before := time.Now(), uint64(0)
+	for ctx.Err() == nil {
+		streams, sent := h.traffic()
+		if streams == 0 {
+			return
+		}
+		if busy() || sent != before {
+			moved, before = time.Now(), sent
+		}
+		if time.Since(moved) >= stall {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// traffic is how many streams there are, and how much all connections have sent.
+func (h *hub) traffic() (streams int, sent uint64) {
+	for _, x := range h.all() {
+		st := x.c.Stats()
+		streams += st.Streams
+		sent += st.BytesOut
+	}
+	return streams, sent
+}
+
 // Leave takes the listener out of its place before it is closed: the next stream of a connection goes to the one that has come.
 func (l *Listener) Leave() { l.hub.leave(l) }
-
-// streams is how many streams there are.
-func (h *hub) streams() int {
-	n := 0
-	for _, x := range h.all() {
-		n += x.c.Streams()
-	}
-	return n
-}

@@ -748,7 +748,7 @@ func TestDrain(t *testing.T) {
 		_ = s.l.Close()
 		var over atomic.Bool
 		var wg sync.WaitGroup
-		wg.Go(func() { s.l.Drain(t.Context(), 0); over.Store(true) })
+		wg.Go(func() { s.l.Drain(t.Context(), timeout, func() bool { return true }); over.Store(true) })
 		c.ExpectGoAway()
 		c.Barrier()
 		if over.Load() {
@@ -767,7 +767,19 @@ func TestDrain(t *testing.T) {
 		c := wiretest.Dial(t, p.addr(), nil, wiretest.Options{NoPingAck: true})
 		c.Barrier()
 		_ = s.l.Close()
-		s.l.Drain(t.Context(), 10*time.Millisecond)
+		s.l.Drain(t.Context(), 10*time.Millisecond, func() bool { return false })
+		c.ExpectClosed()
+	})
+	t.Run("stalled_client", func(t *testing.T) {
+		wiretest.CheckLeaks(t)
+		p := newPort(t)
+		s := p.open(t, options{Name: "site"})
+		c := wiretest.Dial(t, p.addr(), nil, wiretest.Options{
+			HoldWindows: true, Settings: []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 0}},
+		})
+		c.ExpectOn(c.Open(wiretest.Fields(":method", "GET", ":scheme", "http", ":path", "/", ":authority", "a.example"), true), http2.FrameHeaders)
+		_ = s.l.Close()
+		s.l.Drain(t.Context(), 10*time.Millisecond, func() bool { return false })
 		c.ExpectClosed()
 	})
 	t.Run("out_of_time", func(t *testing.T) {
@@ -780,7 +792,7 @@ func TestDrain(t *testing.T) {
 		_ = s.l.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		s.l.Drain(ctx, timeout)
+		s.l.Drain(ctx, timeout, func() bool { return true })
 		c.ExpectClosed()
 	})
 }
