@@ -29,7 +29,10 @@ func startCaddy(t *testing.T, global, site string) (cmd *exec.Cmd, addr string, 
 	if !strings.Contains(global, "admin ") {
 		global += "\tadmin off\n"
 	}
-	text := "{\n\tpersist_config off\n\tservers {\n\t\tprotocols h1 h2c\n\t}\n" + global + "}\nhttp://" + addr + " {\n" + site + "\n}\n"
+	if !strings.Contains(global, "servers ") {
+		global += "\tservers {\n\t\tprotocols h1 h2c\n\t}\n"
+	}
+	text := "{\n\tpersist_config off\n" + global + "}\nhttp://" + addr + " {\n" + site + "\n}\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
