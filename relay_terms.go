@@ -41,7 +41,7 @@ func termsOf(srv *caddyhttp.Server) (string, error) {
 func addFiles(sum hash.Hash, config any) {
 	switch v := config.(type) {
 	case string:
-		if content, err := os.ReadFile(v); err == nil { //nolint:gosec // it is in the configuration
+		if content, err := os.ReadFile(v); err == nil { //nolint:gosec // the operator names it
 			one := sha256.Sum256(content)
 			_, _ = sum.Write(one[:])
 		}

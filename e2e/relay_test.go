@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"golang.org/x/net/http2"
@@ -136,7 +137,8 @@ func TestRelayReload(t *testing.T) {
 			reloads = 5
 		}
 		backends := []*backendtest.Backend{
-			backendtest.Start(t, backendtest.Options{Name: "a"}), backendtest.Start(t, backendtest.Options{Name: "b"}),
+			backendtest.Start(t, backendtest.Options{Name: "a", Delay: 20 * time.Millisecond}), // calls are under way all the time
+			backendtest.Start(t, backendtest.Options{Name: "b", Delay: 20 * time.Millisecond}),
 		}
 		o.Site = "grpc_proxy " + backends[0].Addr()
 		p := proxytest.Start(t, o)

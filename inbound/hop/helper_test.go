@@ -81,6 +81,7 @@ type rig struct {
 	t        testing.TB
 	addr     string
 	cur      atomic.Pointer[web] // nil: there is none
+	over     chan struct{}
 	accepted chan inbound
 	inbound  // of the raw client that came last
 }
@@ -110,12 +111,13 @@ func newRigWith(t testing.TB, cfg h2.Config, handler http.HandlerFunc) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, addr: l.Addr().String(), accepted: make(chan inbound, 64)}
+	r := &rig{t: t, addr: l.Addr().String(), over: make(chan struct{}), accepted: make(chan inbound, 64)}
 	r.cur.Store(newWeb(t, handler))
 	var wg sync.WaitGroup
 	wg.Go(func() { r.accept(l, cfg, &wg) })
 	t.Cleanup(func() {
 		_ = l.Close()
+		close(r.over)
 		wg.Wait()
 	})
 	return r
@@ -132,7 +134,14 @@ func (r *rig) accept(l net.Listener, cfg h2.Config, wg *sync.WaitGroup) {
 		cfg.OnClose = func(*h2.Conn, *h2.Error) { hop.Close() }
 		c := h2.Server(nc, cfg, hop.Accept)
 		r.accepted <- inbound{hop, c}
-		wg.Go(func() { <-c.Done() }) // clients close them
+		wg.Go(func() {
+			select {
+			case <-c.Done():
+			case <-r.over: // net/http's client keeps a connection while it resets the last stream
+				c.Close(h2.NoError, "the test is over")
+				<-c.Done()
+			}
+		})
 	}
 }
 

@@ -31,10 +31,10 @@ func TestRandom(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	var wg sync.WaitGroup
-	for i := range 24 {
+	for i := range 16 {
 		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 		wg.Go(func() {
-			for range 8 {
+			for range 6 {
 				if err := randomRequest(rnd, c, "http://"+r.addr); err != nil {
 					t.Error(err)
 				}

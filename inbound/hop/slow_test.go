@@ -39,7 +39,7 @@ func upload(t *testing.T, c *wiretest.Conn, g *gate) {
 func echoes(t *testing.T, c *wiretest.Conn) {
 	t.Helper()
 	body := string(pattern(2000, 1))
-	for range 20 {
+	for range 10 {
 		if h := post(c, "/", body); string(h.Data) != body {
 			t.Fatalf("%d bytes, %s", len(h.Data), h.Sequence())
 		}
@@ -52,7 +52,7 @@ func echoes(t *testing.T, c *wiretest.Conn) {
 // Uploads that nobody reads stop no others of the same client, from the first moment on. Go's server grants them all one window of 1
 // MiB.
 func TestStalledUploads(t *testing.T) {
-	for name, n := range map[string]int{"1": 1, "20": 20, "60": 60} {
+	for name, n := range map[string]int{"1": 1, "20": 20, "40": 40} {
 		t.Run(name, func(t *testing.T) {
 			g := newGate()
 			r := newRig(t, stalls(g))
@@ -127,7 +127,7 @@ func TestIsolation(t *testing.T) {
 func TestUploadsMove(t *testing.T) {
 	r := newRig(t, serveBodies)
 	c := r.raw()
-	for range 30 {
+	for range 10 {
 		id := c.Open(head("POST", "/"), false)
 		send(t, c, id, make([]byte, 300_000), true)
 		if h := c.Collect(id); h.DataLen != 300_000 {

@@ -34,7 +34,10 @@ func TestAgeGrace(t *testing.T) {
 			s := p.open(t, options{Name: "site"})
 			c := wiretest.Dial(t, p.addr(), nil)
 			id := c.Open(c.Request("/hold"), true)
-			eventually(t, "the stream has come", func() bool { return s.l.hub.streams() == 1 })
+			eventually(t, "the stream has come", func() bool {
+				all := s.l.hub.all()
+				return len(all) == 1 && all[0].c.Streams() == 1
+			})
 			s.l.hub.all()[0].retire(grace)
 			expectGoAway(t, c)
 			if grace > 0 {

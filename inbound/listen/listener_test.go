@@ -587,24 +587,18 @@ func TestLate(t *testing.T) {
 
 // getH2 speaks HTTP/2 on a connection.
 func getH2(nc net.Conn) (string, error) {
-	_ = nc.SetDeadline(time.Now().Add(timeout))
-	tr := new(http2.Transport)      //nolint:staticcheck // it takes a connection that there is
-	cc, err := tr.NewClientConn(nc) //nolint:staticcheck // ditto
-	if err != nil {
-		return "", err
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	defer tr.CloseIdleConnections()
+	dial := func(context.Context, string, string) (net.Conn, error) { return nc, nil }
+	tr.DialContext, tr.DialTLSContext = dial, dial
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	scheme := "http"
+	if _, ok := nc.(*tls.Conn); ok {
+		tr.Protocols = new(http.Protocols)
+		tr.Protocols.SetHTTP2(true)
+		scheme = "https"
 	}
-	defer cc.Close()
-	req, err := http.NewRequest(http.MethodGet, "http://a.example/", http.NoBody)
-	if err != nil {
-		return "", err
-	}
-	r, err := cc.RoundTrip(req)
-	if err != nil {
-		return "", err
-	}
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	return string(b), err
+	return post(&http.Client{Transport: tr, Timeout: timeout}, scheme+"://a.example/", "")
 }
 
 // Where nobody has come in a listener's place, or only on other terms, those in their handshake are closed.
