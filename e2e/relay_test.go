@@ -161,10 +161,13 @@ func TestRelayReload(t *testing.T) {
 			if err := p.Load(fmt.Sprintf("grpc_proxy %s {\n\theader_up X-Generation %d\n}", to.Addr(), i)); err != nil {
 				t.Fatalf("reload %d: %v", i, err)
 			}
+			var before [clients]int64
 			for j := range load {
-				before := load[j].by[to.Name()].Load()
+				before[j] = load[j].by[to.Name()].Load()
+			}
+			for j := range load {
 				eventually(t, "the new configuration has a client's calls", func() bool {
-					return t.Failed() || load[j].by[to.Name()].Load() >= before+2
+					return t.Failed() || load[j].by[to.Name()].Load() >= before[j]+2
 				})
 			}
 			if got, want := to.Last().Metadata.Get("x-generation"), fmt.Sprint(i); len(got) != 1 || got[0] != want {
